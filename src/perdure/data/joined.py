@@ -1,0 +1,62 @@
+"""Several sets of examples as one, row after row, without copying them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.data.examples import Examples, Transform
+from perdure.tree import cat, take
+
+
+class JoinedExamples(Examples):
+    """The rows of `parts` one after another; each part keeps its own transform.
+
+    >>> a = Examples(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    >>> b = Examples(torch.ones(1, 3), torch.ones(1, dtype=torch.int64))
+    >>> JoinedExamples([a, b]).gather(torch.tensor([2, 0]))[1]
+    tensor([1, 0])
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Examples],
+        y: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        self.parts = list(parts)
+        self.ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        every = torch.cat([part.targets for part in parts])
+        index = torch.arange(len(every)) if rows is None else rows
+        super().__init__(None, every.index_select(0, index) if y is None else y, rows=index, transform=transform)
+
+    def owners(self, rows: Tensor) -> Tensor:
+        """Which part each of `rows` [b] belongs to, int64 [b]."""
+        assert self.rows is not None
+        return torch.searchsorted(self.ends, self.rows.index_select(0, rows), right=True)
+
+    def gather(self, rows: Tensor) -> tuple[Any, Tensor]:
+        assert self.rows is not None
+        index, owners, found, order = self.rows.index_select(0, rows), self.owners(rows), [], []
+        for number in torch.unique(owners).tolist():
+            chosen = (owners == number).nonzero()[:, 0]
+            start = 0 if number == 0 else int(self.ends[number - 1])
+            found.append(self.parts[number].gather(index[chosen] - start)[0])
+            order.append(chosen)
+        x = take(cat(found), torch.cat(order).argsort())
+        return x if self.transform is None else self.transform(x), self.targets.index_select(0, rows)
+
+    def batches(self, plan: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        for rows in plan:
+            yield *self.gather(rows), rows
+
+    def fingerprint(self) -> str:
+        return "+".join(part.fingerprint() for part in self.parts)
+
+    def _with(self, y: Tensor, rows: Tensor | None, transform: Transform | None) -> Examples:
+        return JoinedExamples(self.parts, y, rows=rows, transform=transform)
