@@ -1,0 +1,9 @@
+"""Remembered examples: a buffer of preallocated columns, one policy that writes and one that reads."""
+
+from perdure.memory.buffer import Buffer
+from perdure.memory.class_balanced import ClassBalanced
+from perdure.memory.reading import Balanced, ReadingPolicy, Uniform
+from perdure.memory.reservoir import Reservoir
+from perdure.memory.writing import WritingPolicy
+
+__all__ = ["Balanced", "Buffer", "ClassBalanced", "ReadingPolicy", "Reservoir", "Uniform", "WritingPolicy"]

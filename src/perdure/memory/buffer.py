@@ -1,0 +1,358 @@
+"""A buffer of remembered examples: preallocated columns, filled by one policy and read by another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.errors import DataError, UnknownNameError, UsageError
+from perdure.memory.class_balanced import ClassBalanced
+from perdure.memory.columns import OnDevices, padded, pairs, present, span
+from perdure.memory.reading import Balanced, ReadingPolicy, Uniform
+from perdure.memory.reservoir import Reservoir
+from perdure.memory.writing import WritingPolicy
+from perdure.registry import nearest
+from perdure.seeding import Part, generator
+from perdure.tree import leaves, tree_map
+
+WRITING: dict[str, Callable[[], WritingPolicy]] = {"reservoir": Reservoir, "class_balanced": ClassBalanced}
+READING: dict[str, Callable[[], ReadingPolicy]] = {
+    "uniform": Uniform,
+    "class_balanced": lambda: Balanced("y"),
+    "task_balanced": lambda: Balanced("task"),
+}
+
+
+class Buffer:
+    """Remembered rows in preallocated columns, with a private generator for writing and one for reading.
+
+    The first `add` decides the columns, their dtypes and their devices. A column is a tensor [rows, ...] or a tree of
+    tensors. Column "logits" [rows, classes] may widen when a head grows; "valid" [rows] then says how many classes each
+    row had when it was stored. Reading never changes what is stored, nor any other generator.
+
+    Parameters
+    ----------
+    capacity
+        Rows held at most; 0 stores nothing; None if only `bytes_budget` limits the size.
+    writing
+        "reservoir" (default), "class_balanced", or a policy object.
+    reading
+        "uniform" (default), "class_balanced", "task_balanced", or a policy object. All without replacement.
+    seed
+        A number or a tuple of numbers and strings.
+    bytes_budget
+        The columns together take at most this many bytes; the capacity becomes what fits.
+    device
+        Where the columns live; by default where the first rows are.
+
+    Raises
+    ------
+    UsageError
+        For a negative capacity, no limit at all, unknown policies, or columns that do not fit those stored.
+
+    >>> buffer = Buffer(2, seed=0)
+    >>> buffer.add({"x": torch.tensor([[1.0], [2.0], [3.0]]), "y": torch.tensor([0, 1, 0])})
+    >>> len(buffer), buffer.seen, buffer.bytes()
+    (2, 3, 24)
+    >>> sorted(buffer.sample(5))
+    ['slot', 'x', 'y']
+    """
+
+    def __init__(
+        self,
+        capacity: int | None,
+        *,
+        writing: str | WritingPolicy = "reservoir",
+        reading: str | ReadingPolicy = "uniform",
+        seed: int | tuple[Part, ...] = 0,
+        bytes_budget: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if capacity is None and bytes_budget is None:
+            raise UsageError("a buffer needs a capacity in rows or a bytes_budget; give one of them")
+        for argument, value in (("capacity", capacity), ("bytes_budget", bytes_budget)):
+            if value is not None and value < 0:
+                raise UsageError(f"buffer {argument} is {value}, it must be 0 or more")
+        self.bytes_budget = bytes_budget
+        self.device = None if device is None else torch.device(device)
+        self.writing = _policy("writing", writing, WRITING, WritingPolicy)
+        self.reading = _policy("reading", reading, READING, ReadingPolicy)
+        self.columns: dict[str, Any] = {}
+        self.seen = 0
+        self._limit = capacity
+        self._capacity = capacity if bytes_budget is None or not capacity else None
+        self._filled = 0
+        parts = seed if isinstance(seed, tuple) else (seed,)
+        self._writer = generator(*parts, "buffer", "write")
+        self._reader = generator(*parts, "buffer", "read")
+
+    @property
+    def capacity(self) -> int | None:
+        """Rows held at most; None until the first rows tell how many fit into the budget."""
+        return self._capacity
+
+    def __len__(self) -> int:
+        return self._filled
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Offer a batch of rows: {"x": tensor or tree [b, ...], "y": [b], ...}; the writing policy stores some of them.
+
+        Raises
+        ------
+        UsageError, DataError
+            If the columns differ in name, shape, dtype or length from those stored.
+        """
+        count = leaves(next(iter(columns.values())))[0].shape[0]
+        if not self.columns:
+            self._allocate(columns)
+        elif columns.keys() != self.columns.keys() - {"valid"}:
+            stored = ", ".join(sorted(self.columns.keys() - {"valid"}))
+            raise UsageError(f"rows with columns {', '.join(sorted(columns))} do not fit a buffer of {stored}")
+        if "logits" in columns:
+            self._widen(columns["logits"].shape[1])
+        capacity = self._capacity or 0
+        placed = self.writing.place(count, columns, self, capacity, self._writer)
+        if placed:
+            slots, chosen = list(placed), list(placed.values())
+            every = chosen == list(range(count))
+            self._write(span(slots), None if every else torch.tensor(chosen), columns, count)
+            self._filled = max(self._filled, max(slots) + 1)
+        self.seen += count
+
+    def update(self, slots: Tensor, columns: Mapping[str, Any]) -> None:
+        """Overwrite some columns of `slots` (int64 [n], different from each other) with `columns` of n rows each."""
+        unknown = columns.keys() - self.columns.keys()
+        if unknown:
+            raise UsageError(f"the buffer has no column '{min(unknown)}', only {', '.join(sorted(self.columns))}")
+        if slots.device.type == "cpu" and len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < self._filled:
+            raise UsageError(f"slots to update must lie in 0 to {self._filled - 1}")
+        if "logits" in columns:
+            self._widen(columns["logits"].shape[1])
+        self._write(slots, None, columns, len(slots))
+
+    def _write(self, slots: Tensor | slice, chosen: Tensor | None, columns: Mapping[str, Any], count: int) -> None:
+        indices, sources = OnDevices(slots), OnDevices(chosen)
+        for name, rows in columns.items():
+            for column, offered in pairs(name, self.columns[name], rows):
+                if offered.shape[0] != count:
+                    raise DataError(f"column '{name}' has {offered.shape[0]} rows, the batch has {count}")
+                source = offered.detach()
+                if chosen is not None:
+                    source = source.index_select(0, sources.on(source.device))
+                # Towards the CPU the copy has to be waited for, or the rows would be read before they arrive.
+                source = source.to(column.device, column.dtype, non_blocking=source.device.type == "cpu")
+                if name == "logits":
+                    valid = self.columns["valid"]
+                    where = indices.on(valid.device)
+                    valid[where] = source.shape[1]
+                    source = padded(source, column.shape[1])
+                where = indices.on(column.device)
+                if isinstance(where, slice):
+                    column[where] = source
+                else:
+                    column.index_copy_(0, where, source)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def sample(self, n: int, *, where: Tensor | None = None) -> dict[str, Any]:
+        """Draw `min(n, available)` different rows of every column, and their "slot" [n'] (int64, on the CPU).
+
+        Parameters
+        ----------
+        where
+            Draw only from these rows: a boolean mask over the filled rows [len], or slots (int64).
+        """
+        if n < 0:
+            raise UsageError(f"cannot sample {n} rows, the number must be 0 or more")
+        slots = self.reading.choose(n, self._available(where), self, self._reader)
+        return {**self.take(slots), "slot": slots}
+
+    def take(self, slots: Tensor) -> dict[str, Any]:
+        """Copies of the rows in `slots` (int64 [n]) of every column."""
+        index = OnDevices(slots)
+        return {
+            name: tree_map(lambda leaf: leaf.index_select(0, index.on(leaf.device)), column)
+            for name, column in self.columns.items()
+        }
+
+    def view(self, name: str) -> Any:
+        """The filled rows of one column, not copied."""
+        return tree_map(lambda leaf: leaf[: self._filled], self.columns[name])
+
+    def _available(self, where: Tensor | None) -> Tensor | None:
+        if where is None:
+            return None
+        if where.dtype == torch.bool:
+            if where.shape != (self._filled,):
+                raise UsageError(f"the mask has shape {tuple(where.shape)}, the buffer holds {self._filled} rows")
+            return where.nonzero().squeeze(1).cpu()
+        return where.cpu()
+
+    # -- size ---------------------------------------------------------------------------------------------------
+
+    def resize(self, capacity: int) -> None:
+        """Change the capacity. Shrinking drops rows without bias; see the writing policy for growth."""
+        if capacity < 0:
+            raise UsageError(f"buffer capacity is {capacity}, it must be 0 or more")
+        self._limit = capacity
+        if self.columns:
+            self._change_capacity(self._fitting())
+        else:
+            self._capacity = capacity if self.bytes_budget is None or not capacity else None
+
+    def merge(self, other: Buffer) -> None:
+        """Take in another buffer as if this one had seen both streams; the capacity stays, `other` is left alone."""
+        if not other.columns:
+            return
+        if not self.columns:
+            self._allocate({name: column for name, column in other.columns.items() if name != "valid"})
+        if other.columns.keys() != self.columns.keys():
+            raise UsageError(
+                f"a buffer of {', '.join(sorted(self.columns))} cannot merge one of {', '.join(sorted(other.columns))}"
+            )
+        if "logits" in self.columns:
+            self._widen(other.columns["logits"].shape[1])
+        capacity = self._capacity or 0
+        mine, theirs = self.writing.merge(self, other, capacity, self._writer)
+        taken = other.take(torch.tensor(theirs, dtype=torch.int64))
+        self._keep(mine, capacity)
+        self._filled += len(theirs)
+        if theirs:
+            slots = torch.arange(len(mine), self._filled)
+            valid = taken.pop("valid", None)
+            self._write(slots, None, taken, len(theirs))
+            if valid is not None:
+                self.columns["valid"][slots.to(valid.device)] = valid.to(self.columns["valid"].device)
+        self.seen += other.seen
+
+    def to(self, device: str | torch.device) -> Buffer:
+        """Move all columns, and those of later additions, to a device."""
+        self.device = torch.device(device)
+        self.columns = {name: tree_map(lambda leaf: leaf.to(device), tree) for name, tree in self.columns.items()}
+        return self
+
+    def bytes(self) -> int:
+        """Bytes reserved by all columns, filled or not."""
+        return sum(leaf.numel() * leaf.element_size() for tree in self.columns.values() for leaf in leaves(tree))
+
+    def stats(self) -> dict[str, Any]:
+        """Capacity, rows held and seen, bytes, and how many rows there are of each class and of each task."""
+        counts = {
+            kind: dict(sorted(Counter(self.view(name).tolist()).items()))
+            for kind, name in (("classes", "y"), ("tasks", "task"))
+            if isinstance(self.columns.get(name), Tensor)
+            and self.columns[name].ndim == 1
+            and not self.columns[name].is_floating_point()
+        }
+        return {"capacity": self._capacity, "filled": self._filled, "seen": self.seen, "bytes": self.bytes(), **counts}
+
+    def _allocate(self, columns: Mapping[str, Any]) -> None:
+        for name in ("slot", "valid"):
+            if name in columns:
+                raise UsageError(f"'{name}' is the buffer's own column; name yours differently")
+        rows = {name: tree_map(lambda leaf: leaf.new_empty((0, *leaf.shape[1:])), c) for name, c in columns.items()}
+        if self.device is not None:
+            rows = {name: tree_map(lambda leaf: leaf.to(self.device), column) for name, column in rows.items()}
+        if "logits" in rows:
+            rows["valid"] = torch.zeros(0, dtype=torch.int64, device=rows["logits"].device)
+        self.columns = rows
+        try:
+            capacity = self._fitting()
+        except UsageError:
+            self.columns = {}
+            raise
+        self._keep([], capacity)
+
+    def _fitting(self) -> int:
+        """How many rows the limit and the budget allow."""
+        if self.bytes_budget is None:
+            return self._limit or 0
+        tensors = [leaf for tree in self.columns.values() for leaf in leaves(tree)]
+        row = sum(leaf.shape[1:].numel() * leaf.element_size() for leaf in tensors)
+        fitting = self.bytes_budget // max(row, 1)
+        if not fitting and self.bytes_budget and self._limit != 0:
+            raise UsageError(f"bytes_budget is {self.bytes_budget}, one row takes {row} bytes; give at least that")
+        return fitting if self._limit is None else min(fitting, self._limit)
+
+    def _widen(self, width: int) -> None:
+        column = self.columns["logits"]
+        if width > column.shape[1]:
+            self.columns["logits"] = padded(column, width)
+            if self.bytes_budget is not None:
+                self._change_capacity(self._fitting())
+
+    def _change_capacity(self, capacity: int) -> None:
+        old = self._capacity or 0
+        if capacity != old:
+            self._keep(self.writing.resize(capacity, old, self, self._writer), capacity)
+
+    def _keep(self, slots: list[int], capacity: int) -> None:
+        """Move the rows in `slots` to the front of columns of a new capacity."""
+        lengths = {leaf.shape[0] for tree in self.columns.values() for leaf in leaves(tree)}
+        if lengths == {capacity} and slots == list(range(self._filled)):
+            return
+        index = OnDevices(torch.tensor(slots, dtype=torch.int64))
+
+        def moved(leaf: Tensor) -> Tensor:
+            fresh = leaf.new_zeros((capacity, *leaf.shape[1:]))
+            if slots:
+                fresh[: len(slots)] = leaf.index_select(0, index.on(leaf.device))
+            return fresh
+
+        self.columns = {name: tree_map(moved, column) for name, column in self.columns.items()}
+        self._capacity, self._filled = capacity, len(slots)
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The filled rows, both generators, the policies' state and the counts."""
+        return {
+            "capacity": self._capacity,
+            "limit": self._limit,
+            "seen": self.seen,
+            "filled": self._filled,
+            "columns": {name: tree_map(Tensor.clone, self.view(name)) for name in self.columns},
+            "devices": {name: str(leaves(column)[0].device) for name, column in self.columns.items()},
+            "write_generator": self._writer.get_state(),
+            "read_generator": self._reader.get_state(),
+            "writing": {"name": self.writing.name, **self.writing.state_dict()},
+            "reading": {"name": self.reading.name},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; columns return to the device they were on, if this machine has it.
+
+        Raises
+        ------
+        UsageError
+            If the state is of a buffer with another writing policy.
+        """
+        written = state["writing"]["name"]
+        if written != self.writing.name:
+            raise UsageError(f"the saved buffer was written by '{written}', this one is by '{self.writing.name}'")
+        self.writing.load_state_dict(state["writing"])
+        self._writer.set_state(state["write_generator"].cpu())
+        self._reader.set_state(state["read_generator"].cpu())
+        self.seen, self._limit = int(state["seen"]), state["limit"]
+        self.columns = {}
+        for name, rows in state["columns"].items():
+            device = self.device or present(state["devices"][name])
+            self.columns[name] = tree_map(lambda leaf, device=device: leaf.to(device), rows)  # type: ignore[misc]
+        self._filled, self._capacity = int(state["filled"]), state["capacity"]
+        if self.columns:
+            self._keep(list(range(self._filled)), int(state["capacity"]))
+
+
+def _policy(kind: str, policy: Any, known: Mapping[str, Callable[[], Any]], base: type) -> Any:
+    if isinstance(policy, base):
+        return policy
+    if policy not in known:
+        hint = nearest(str(policy), known) or ";"
+        raise UnknownNameError(f"unknown {kind} policy '{policy}'{hint} there are {', '.join(known)}")
+    return known[policy]()

@@ -1,0 +1,34 @@
+"""Networks that grow with their task, and heads for any network. Imported on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.models.heads import CosineHead, GrowingHead, MultiHead, make_head
+    from perdure.models.mlp import MLP
+    from perdure.models.slim_resnet import SlimResNet18
+    from perdure.models.small_cnn import SmallCNN
+
+__all__ = ["MLP", "CosineHead", "GrowingHead", "MultiHead", "SlimResNet18", "SmallCNN", "make_head"]
+
+_MODULES = {
+    "CosineHead": "heads",
+    "GrowingHead": "heads",
+    "MLP": "mlp",
+    "MultiHead": "heads",
+    "SlimResNet18": "slim_resnet",
+    "SmallCNN": "small_cnn",
+    "make_head": "heads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
