@@ -1,0 +1,45 @@
+"""The methods, imported one by one when they are asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.methods.agem import AGEM
+    from perdure.methods.base import Method
+    from perdure.methods.der import DER
+    from perdure.methods.derpp import DERpp
+    from perdure.methods.ewc import EWC
+    from perdure.methods.gem import GEM
+    from perdure.methods.joint import Joint
+    from perdure.methods.l2 import L2
+    from perdure.methods.lwf import LwF
+    from perdure.methods.replay import Replay
+    from perdure.methods.si import SI
+
+_HOMES = {
+    "AGEM": "agem",
+    "DER": "der",
+    "EWC": "ewc",
+    "GEM": "gem",
+    "L2": "l2",
+    "SI": "si",
+    "DERpp": "derpp",
+    "Joint": "joint",
+    "LwF": "lwf",
+    "Method": "base",
+    "Replay": "replay",
+}
+
+__all__ = ["AGEM", "DER", "EWC", "GEM", "L2", "SI", "DERpp", "Joint", "LwF", "Method", "Replay"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"perdure.methods.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'perdure.methods' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,89 @@
+"""Averaged GEM: no step may raise the mean loss on a draw from all past tasks' memories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from perdure.memory.task_memory import TaskMemory
+from perdure.methods.base import Method, check_value
+from perdure.methods.gem import quota
+from perdure.methods.projection import agem_projection, reference_gradient
+from perdure.methods.replay import columns_of
+from perdure.registry import register
+from perdure.seeding import derive
+
+if TYPE_CHECKING:
+    from perdure.batch import Batch
+    from perdure.learner import Learner
+    from perdure.streams.task import Task
+
+
+@register("agem")
+@dataclass
+class AGEM(Method):
+    """Remove from the gradient what would raise the loss on a random draw from the past tasks' memories.
+
+    With the reference gradient r of `batch_size` remembered examples: if g.r < 0, g <- g - (g.r / r.r) r; otherwise g
+    keeps its bits. The memory never holds the current task.
+
+    Chaudhry et al. 2019, arXiv 1812.00420.
+
+    Parameters
+    ----------
+    per_task
+        Examples kept of every task, a uniform sample of it; 0 switches the method off.
+    capacity
+        Examples kept in total, divided by the stream's number of tasks, instead of `per_task`.
+    batch_size
+        Examples drawn for a reference gradient; 0 switches the method off.
+    """
+
+    per_task: int = 256
+    capacity: int | None = None
+    batch_size: int = 256
+
+    summary: ClassVar[str] = "project gradients so that past tasks' memory does not get worse on average"
+    paper: ClassVar[str] = "Chaudhry et al. 2019, arXiv 1812.00420"
+    use_when: ClassVar[str] = (
+        "task-incremental streams, one pass, some old examples may be kept; replay is usually stronger"
+    )
+    cost: ClassVar[str] = "time: one pass over batch_size rows a step; memory: examples and P"
+    needs_boundaries: ClassVar[bool] = True
+    stores_examples: ClassVar[bool] = True
+    scenarios: ClassVar[frozenset[str]] = frozenset({"task", "domain", "class"})
+
+    def __post_init__(self) -> None:
+        check_value(self.name, "per_task", self.per_task)
+        check_value(self.name, "batch_size", self.batch_size)
+        if self.capacity is not None:
+            check_value(self.name, "capacity", self.capacity)
+
+    def has(self, hook: str) -> bool:
+        kept = self.per_task if self.capacity is None else self.capacity
+        return super().has(hook) and kept != 0 and self.batch_size != 0
+
+    def setup(self, learner: Learner) -> None:
+        super().setup(learner)
+        self.memory = TaskMemory(derive(learner.seed, "buffer", self.name))
+
+    def begin_task(self, task: Task) -> None:
+        self.memory.open(task.index, quota(self.learner, self.per_task, self.capacity))
+
+    def project_gradient(self, grad: Tensor) -> None:
+        drawn = self.memory.draw(self.batch_size, self.generator)
+        if drawn is None:
+            return
+        reference = reference_gradient(self.learner, drawn["x"], drawn["y"], drawn["task"])
+        projected = agem_projection(grad, reference)
+        if projected is not grad:
+            grad.copy_(projected)
+
+    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
+        if batch.first_pass:
+            self.memory.add(columns_of(batch.now, batch.task))
+
+    def end_task(self, task: Task) -> None:
+        self.memory.close()

@@ -1,0 +1,96 @@
+"""DER++: dark experience replay, and replay of the labels on a second draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from perdure.methods.base import Method, check_value
+from perdure.methods.der import logit_loss
+from perdure.methods.replay import add_drawn, check_buffer, columns_of, draw_size, make_buffer
+from perdure.registry import register
+
+if TYPE_CHECKING:
+    from perdure.batch import Batch
+    from perdure.learner import Learner
+
+
+@register("derpp")
+@dataclass
+class DERpp(Method):
+    """Keep the logits of remembered examples, and train on the labels of an independent second draw.
+
+    loss += alpha * mean((z - z_stored)^2) + beta * mean cross-entropy(z', y'), with (z, z_stored) and (z', y') from two
+    draws.
+
+    Buzzega et al. 2020, arXiv 2004.07211.
+
+    Parameters
+    ----------
+    capacity
+        Examples kept in total; 0 switches the method off. None with `bytes_budget`.
+    alpha, beta
+        Weights of the logit term and of the label term.
+    shared_draw
+        Use one draw for both terms: a different, cheaper algorithm.
+    ratio, batch_size, writing, reading, bytes_budget
+        See `Replay`; each draw has this size.
+    forward
+        "separate" (published) or "joint".
+    """
+
+    capacity: int | None = 1000
+    alpha: float = 0.5
+    beta: float = 0.5
+    shared_draw: bool = False
+    ratio: float = 1.0
+    batch_size: int | None = None
+    writing: str = "reservoir"
+    reading: str = "uniform"
+    forward: str = "separate"
+    bytes_budget: int | None = None
+
+    summary: ClassVar[str] = "replay past examples towards their stored logits and their labels"
+    paper: ClassVar[str] = "Buzzega et al. 2020, arXiv 2004.07211"
+    use_when: ClassVar[str] = (
+        "some old examples may be kept: usually the best simple method, without task boundaries too"
+    )
+    cost: ClassVar[str] = "time: 1 + 2 ratio times a step; memory: capacity examples and their logits"
+    stores_examples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_buffer(self)
+        check_value(self.name, "alpha", self.alpha)
+        check_value(self.name, "beta", self.beta)
+        check_value(self.name, "ratio", self.ratio)
+
+    def has(self, hook: str) -> bool:
+        off = self.capacity == 0 or self.ratio == 0 or self.batch_size == 0
+        return super().has(hook) and not off
+
+    def setup(self, learner: Learner) -> None:
+        super().setup(learner)
+        self.buffer = make_buffer(self)
+
+    def on_batch(self, batch: Batch) -> Batch:
+        if not len(self.buffer):
+            return batch
+        size = draw_size(batch, self.batch_size, self.ratio)
+        if self.shared_draw and (self.alpha or self.beta):
+            return add_drawn(batch, "derpp_logits", self.buffer.sample(size), self.forward, share=self.beta)
+        if self.alpha:
+            batch = add_drawn(batch, "derpp_logits", self.buffer.sample(size), self.forward, share=0.0)
+        if self.beta:
+            labels = add_drawn(batch, "derpp_labels", self.buffer.sample(size), self.forward, share=self.beta)
+            batch = labels.with_sources(*labels.sources[:-1], replace(labels.sources[-1], extras={}))
+        return batch
+
+    def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
+        return logit_loss(batch, "derpp_logits", outputs, self.alpha)
+
+    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
+        if batch.first_pass and outputs is not None:
+            logits = outputs[batch.slice("current")]
+            self.buffer.add({**columns_of(batch.now, batch.task), "logits": logits})

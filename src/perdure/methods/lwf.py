@@ -1,0 +1,123 @@
+"""Learning without Forgetting: the new model keeps the old model's answers on the new inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from perdure.methods.base import Method, check_choice, check_value
+from perdure.methods.side_passes import eval_mode
+from perdure.registry import register
+
+if TYPE_CHECKING:
+    from perdure.batch import Batch
+    from perdure.learner import Learner
+    from perdure.streams.task import Task
+
+
+@register("lwf")
+@dataclass
+class LwF(Method):
+    """Distil the model as it was before the task, on the task's own inputs and the old classes.
+
+    loss += strength * T^2 * KL(softmax(z_old / T) || softmax(z / T)), mean over the current rows; z_old are the
+    teacher's outputs over the old columns: one block a past task in the task-incremental scenario, one block in all
+    otherwise.
+
+    Li and Hoiem 2016, arXiv 1606.09282; distillation: Hinton et al. 2015, arXiv 1503.02531.
+
+    Parameters
+    ----------
+    strength
+        Weight of the term.
+    temperature
+        T: flattens both distributions. T^2 keeps the gradient's size comparable.
+    reduce
+        Over past tasks in the task-incremental scenario: "mean" or "sum".
+    """
+
+    strength: float = 1.0
+    temperature: float = 2.0
+    reduce: str = "mean"
+
+    summary: ClassVar[str] = "keep the old model's answers on new inputs (distillation)"
+    paper: ClassVar[str] = "Li and Hoiem 2016, arXiv 1606.09282"
+    use_when: ClassVar[str] = (
+        "no old data may be kept and new inputs resemble old ones; weak alone on class-incremental streams"
+    )
+    cost: ClassVar[str] = "time: one more forward pass a step; memory: one copy of the model"
+    regulariser: ClassVar[bool] = True
+    needs_boundaries: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_value(self.name, "strength", self.strength)
+        check_value(self.name, "temperature", self.temperature, 1e-6)
+        check_choice(self.name, "reduce", self.reduce, ("mean", "sum"))
+
+    def has(self, hook: str) -> bool:
+        return super().has(hook) and bool(self.strength)
+
+    def setup(self, learner: Learner) -> None:
+        super().setup(learner)
+        self.teacher: dict[str, Tensor] | None = None
+        self.blocks: list[list[int]] = []
+
+    def begin_task(self, task: Task) -> None:
+        old = {index: list(c) for index, c in self.learner.classes.by_task.items() if index != task.index}
+        if self.learner.tasks_begun < 2:
+            return
+        module = self.learner.parameters.module
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self.teacher = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        if self.learner.scenario == "task":
+            self.blocks = list(old.values())
+        else:
+            columns = sorted({column for block in old.values() for column in block})
+            self.blocks = [columns] if columns else []
+
+    def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        forward = self.learner.forward
+        inputs = forward.inputs(batch.now.x)
+        student = outputs[batch.slice("current")]
+        if forward.activators:
+            # The pass of the current task has only its own head; all heads answer where no task is named.
+            forward.activate(None)
+            student = forward.call(inputs)
+        targets = self.teach(inputs)
+        if forward.activators:
+            forward.activate(self.learner.shown_task)
+        self.learner.passes["forward_rows"] += len(targets)
+        terms = [batch.mean("current", self._divergence(student, targets, block)) for block in self.blocks or [[]]]
+        total = torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+        if self.reduce == "mean" and len(terms) > 1:
+            total = total / len(terms)
+        return total * (self.strength * self.temperature**2)
+
+    @torch.no_grad()
+    def teach(self, inputs: Any) -> Tensor:
+        """The teacher's outputs [rows, columns] on prepared inputs, in evaluation mode."""
+        module, teacher = self.learner.parameters.module, self.teacher
+        assert teacher is not None
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(module, teacher, args, kwargs)
+
+        with eval_mode(module):
+            return self.learner.forward.call(inputs, run)
+
+    def _divergence(self, student: Tensor, teacher: Tensor, block: Sequence[int]) -> Tensor:
+        """KL divergence of each row [rows] over the columns of a block (all columns if it is empty)."""
+        if block:
+            columns = torch.tensor(block, device=student.device)
+            student, teacher = student.index_select(1, columns), teacher.index_select(1, columns)
+        ours = F.log_softmax(student / self.temperature, 1)
+        theirs = F.log_softmax(teacher / self.temperature, 1)
+        return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)

@@ -1,0 +1,145 @@
+"""Experience replay: examples of the past are trained on again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from perdure.memory.buffer import Buffer
+from perdure.methods.base import Method, check_choice, check_value
+from perdure.registry import register
+from perdure.seeding import derive
+
+if TYPE_CHECKING:
+    from perdure.batch import Batch, Source
+    from perdure.learner import Learner
+
+FORWARDS = ("joint", "separate")
+
+
+@register("replay")
+@dataclass
+class Replay(Method):
+    """Add rows drawn from a buffer of the past to every batch, and keep the buffer a fair sample of the stream.
+
+    "pooled": one mean loss over current and remembered rows. "sum": mean over current rows plus `weight` times the
+    mean over remembered rows. "1/t": shares 1/t and 1 - 1/t in the t-th task. New rows are stored after the step, once.
+
+    Chaudhry et al. 2019, arXiv 1902.10486.
+
+    Parameters
+    ----------
+    capacity
+        Examples kept in total; 0 switches the method off. None with `bytes_budget`.
+    ratio
+        Remembered rows for each current row; 0 switches the method off.
+    batch_size
+        Remembered rows a step, instead of `ratio`.
+    weighting
+        "pooled", "sum" or "1/t".
+    weight
+        Factor of the remembered rows' mean with "sum".
+    writing
+        "reservoir" (every example of the stream is kept with the same probability) or "class_balanced".
+    reading
+        "uniform" without replacement, "class_balanced" or "task_balanced".
+    forward
+        "joint": one forward pass over all rows; "separate": remembered rows have their own (batch statistics differ).
+    bytes_budget
+        The buffer's size in bytes instead of examples.
+    """
+
+    capacity: int | None = 1000
+    ratio: float = 1.0
+    batch_size: int | None = None
+    weighting: str = "pooled"
+    weight: float = 1.0
+    writing: str = "reservoir"
+    reading: str = "uniform"
+    forward: str = "joint"
+    bytes_budget: int | None = None
+
+    summary: ClassVar[str] = "train again on a bounded sample of past examples"
+    paper: ClassVar[str] = "Chaudhry et al. 2019, arXiv 1902.10486"
+    use_when: ClassVar[str] = "some old examples may be kept: the strong baseline in every scenario"
+    cost: ClassVar[str] = "time: 1 + ratio times a step; memory: capacity examples"
+    stores_examples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_buffer(self)
+        check_value(self.name, "ratio", self.ratio)
+        check_value(self.name, "weight", self.weight)
+        check_choice(self.name, "weighting", self.weighting, ("pooled", "sum", "1/t"))
+
+    def has(self, hook: str) -> bool:
+        return super().has(hook) and not (self.capacity == 0 or self.ratio == 0 or self.batch_size == 0)
+
+    def setup(self, learner: Learner) -> None:
+        super().setup(learner)
+        self.buffer = make_buffer(self)
+
+    def on_batch(self, batch: Batch) -> Batch:
+        drawn = self.buffer.sample(draw_size(batch, self.batch_size, self.ratio))
+        if not len(drawn["slot"]):
+            return batch
+        share = None
+        if self.weighting == "sum":
+            share = self.weight
+        elif self.weighting == "1/t":
+            t = max(1, self.learner.tasks_begun)
+            share = 1 - 1 / t
+            current = replace(batch.now, share=1 / t)
+            batch = batch.with_sources(current, *batch.sources[1:])
+        return add_drawn(batch, "replay", drawn, self.forward, share)
+
+    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
+        if batch.first_pass:
+            self.buffer.add(columns_of(batch.now, batch.task))
+
+
+# -- what every method with a buffer does the same way ----------------------------------------------------------------
+
+
+def check_buffer(method: Any) -> None:
+    """Validate the arguments that describe a buffer."""
+    if method.capacity is not None:
+        check_value(method.name, "capacity", method.capacity)
+    if method.batch_size is not None:
+        check_value(method.name, "batch_size", method.batch_size)
+    check_choice(method.name, "forward", method.forward, FORWARDS)
+    make_buffer_arguments = {"writing": method.writing, "reading": method.reading}
+    Buffer(method.capacity, bytes_budget=method.bytes_budget, **make_buffer_arguments)
+
+
+def make_buffer(method: Any) -> Buffer:
+    """The buffer that a method's arguments describe, with generators of the method's own."""
+    return Buffer(
+        method.capacity,
+        writing=method.writing,
+        reading=method.reading,
+        seed=derive(method.learner.seed, "buffer", method.name),
+        bytes_budget=method.bytes_budget,
+    )
+
+
+def draw_size(batch: Batch, batch_size: int | None, ratio: float) -> int:
+    """How many rows to draw for a batch."""
+    return round(ratio * batch.now.size) if batch_size is None else batch_size
+
+
+def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, share: float | None) -> Batch:
+    """Drawn rows as a source of the batch; further columns become its extras."""
+    extras = {key: value for key, value in drawn.items() if key not in ("x", "y", "task", "slot")}
+    tasks = drawn.get("task")
+    return batch.add(
+        name, drawn["x"], drawn["y"], share=share, separate=forward == "separate", tasks=tasks, extras=extras
+    )
+
+
+def columns_of(source: Source, task: int | None) -> dict[str, Any]:
+    """The columns under which a source's rows are stored; a task of -1 means that none was known."""
+    tasks = torch.full((source.size,), -1 if task is None else task, dtype=torch.int64)
+    return {"x": source.x, "y": source.y, "task": tasks}

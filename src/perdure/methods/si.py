@@ -1,0 +1,91 @@
+"""Synaptic Intelligence: importance is what each weight did for the loss along the path of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from perdure.errors import UsageError
+from perdure.methods.base import READ
+from perdure.methods.quadratic import AnchoredPenalty
+from perdure.registry import register
+
+if TYPE_CHECKING:
+    from perdure.learner import Learner
+    from perdure.streams.task import Task
+
+
+@register("si")
+@dataclass
+class SI(AnchoredPenalty):
+    """Pull weights back in proportion to what their movement contributed to the fall of the loss.
+
+    Every step: w_i -= g_i (theta_i after - theta_i before), with the gradient g of the unpenalised loss before the
+    step. At a task's end: Omega_i += max(0, w_i / ((theta_i - start_i)^2 + xi)); loss += strength / 2 * sum Omega
+    (theta - anchor)^2, so strength is 2 c of the paper.
+
+    Zenke et al. 2017, arXiv 1703.04200.
+
+    Parameters
+    ----------
+    strength
+        Factor of the penalty (it counts half): twice the paper's c.
+    xi
+        Keeps the importance of weights that hardly moved finite; more than 0.
+    solver, exclude
+        See `AnchoredPenalty`.
+    """
+
+    strength: float = 1.0
+    xi: float = 0.1
+
+    summary: ClassVar[str] = "pull weights back in proportion to what their path did for the loss"
+    paper: ClassVar[str] = "Zenke et al. 2017, arXiv 1703.04200"
+    use_when: ClassVar[str] = "like EWC, where a second pass over the task's data is not possible"
+    cost: ClassVar[str] = "time: four vector operations a step; memory: 4 P"
+    needs_update: ClassVar[bool] = True
+    ranks: ClassVar[dict[str, int]] = {"on_update": READ}
+    aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta", "path": 0.0}
+    transient: ClassVar[tuple[str, ...]] = ("_scaled", "_work", "_raw", "_moved")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.xi > 0:
+            raise UsageError(f"si: xi is {self.xi!r}, it must be more than 0")
+
+    def setup(self, learner: Learner) -> None:
+        super().setup(learner)
+        self.path = torch.zeros_like(self.parameters.theta)
+        self.anchor = self.parameters.theta.clone()
+
+    def _forget_caches(self) -> None:
+        super()._forget_caches()
+        self._raw: Tensor | None = None
+        self._moved: Tensor | None = None
+
+    def observe_gradient(self, grad: Tensor) -> None:
+        if not self.learner.changes_gradient:
+            self._raw = grad
+        elif self._raw is None:
+            self._raw = grad.clone()
+        else:
+            self._raw.copy_(grad)
+
+    @torch.no_grad()
+    def on_update(self, before: Tensor, theta: Tensor) -> None:
+        if self.solver == "prox" and self.strength:
+            self.proximal_step(theta)
+        if self._raw is not None:
+            self._moved = torch.empty_like(theta) if self._moved is None else self._moved
+            self.path.addcmul_(self._raw, torch.sub(theta, before, out=self._moved), value=-1)
+
+    @torch.no_grad()
+    def end_task(self, task: Task) -> None:
+        theta = self.parameters.theta
+        assert self.anchor is not None
+        gained = torch.relu(self.path / ((theta - self.anchor) ** 2 + self.xi))
+        self.path.zero_()
+        self.replace(gained if self.importance is None else self.importance + gained, theta.clone())

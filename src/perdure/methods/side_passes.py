@@ -1,0 +1,51 @@
+"""Forward passes beside training that must leave no trace in the model: importance, teachers, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` into evaluation mode; afterwards every module is back in its own mode.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    >>> with eval_mode(model):
+    ...     model[0].training
+    False
+    >>> model[0].training, model[1].training
+    (True, False)
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalise as the model's mode says, but leave running statistics and batch counters as they are.
+
+    >>> import torch
+    >>> norm = nn.BatchNorm1d(2)
+    >>> with frozen_statistics(norm):
+    ...     _ = norm(torch.rand(4, 2))
+    >>> norm.running_mean.tolist(), norm.num_batches_tracked.item()
+    ([0.0, 0.0], 0)
+    """
+    # A module that tracks nothing normalises a training batch by the batch, as one that tracks does.
+    tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
