@@ -1,0 +1,111 @@
+"""Which class columns belong to which task, which have been seen, and what that means for loss and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.batch import Allowed
+from perdure.errors import UsageError
+
+
+class ClassTable:
+    """Class columns by task.
+
+    Parameters
+    ----------
+    active
+        Columns in the training loss outside the task-incremental scenario: "all", or those "seen" so far.
+    """
+
+    def __init__(self, active: str, device: torch.device) -> None:
+        self.active = active
+        self.device = device
+        self.by_task: dict[int, tuple[int, ...]] = {}
+        self._table: Tensor | None = None
+        self._seen: list[int] = []
+
+    def open(self, task: int, classes: Sequence[int]) -> None:
+        """A task begins: its columns count as seen."""
+        if classes:
+            self.by_task[task] = tuple(classes)
+            self._seen = sorted({*self._seen, *classes})
+            self._table = None
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Columns of all tasks begun so far, sorted."""
+        return tuple(self._seen)
+
+    @property
+    def width(self) -> int:
+        """One more than the highest column seen."""
+        return self._seen[-1] + 1 if self._seen else 0
+
+    def allowed(self, tasks: Tensor | None, current: int | None, scenario: str | None, width: int) -> Allowed:
+        """Columns, of `width` in all, that count in the loss of rows of `tasks` [rows] (None: of the current task)."""
+        if scenario == "task" and tasks is not None:
+            return self.mask(tasks, width)
+        if scenario == "task":
+            return self._columns(self.by_task.get(-1 if current is None else current, ()), width)
+        return self._columns(self._seen, width) if self.active == "seen" else None
+
+    def index(self, columns: Sequence[int]) -> slice | Tensor | None:
+        """Columns as something to index outputs with; None for all if there are none."""
+        if not columns:
+            return None
+        block = _block(columns)
+        return block if block is not None else torch.tensor(list(columns), device=self.device)
+
+    def _columns(self, columns: Sequence[int], width: int) -> Allowed:
+        block = _block(columns) if columns else None
+        if block is not None or not columns:
+            return block
+        mask = torch.zeros(1, width, dtype=torch.bool)
+        mask[0, list(columns)] = True
+        return mask.to(self.device)
+
+    def argmax(self, outputs: Tensor, task: int | None = None) -> Tensor:
+        """Predicted columns, int64 [rows]: among a task's, else among those seen, else among all."""
+        if task is not None and task not in self.by_task:
+            raise UsageError(f"task {task} has not begun; there are {sorted(self.by_task) or 'none'}")
+        chosen = self._seen if task is None else self.by_task[task]
+        return among(outputs, chosen)
+
+    def mask(self, tasks: Tensor, width: int) -> Tensor:
+        """Boolean [rows, width]: the columns of each row's task."""
+        if self._table is None or self._table.shape[1] != width:
+            table = torch.zeros(max(self.by_task) + 1, width, dtype=torch.bool)
+            for task, classes in self.by_task.items():
+                table[task, list(classes)] = True
+            self._table = table.to(self.device)
+        chosen: Tensor = self._table.index_select(0, tasks.to(self.device))
+        return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"by_task": {str(task): list(classes) for task, classes in self.by_task.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.by_task, self._seen, self._table = {}, [], None
+        for task, classes in state["by_task"].items():
+            self.open(int(task), classes)
+
+
+def among(outputs: Tensor, columns: Sequence[int]) -> Tensor:
+    """The column with the largest output among `columns` (all if empty), int64 [rows]."""
+    if not columns:
+        return outputs.argmax(1)
+    block = _block(columns)
+    if isinstance(block, slice):
+        return torch.argmax(outputs[:, block], 1) + int(block.start)
+    chosen = torch.tensor(list(columns), device=outputs.device)
+    return chosen.index_select(0, outputs.index_select(1, chosen).argmax(1))
+
+
+def _block(columns: Sequence[int]) -> slice | None:
+    """The columns as a slice if they are consecutive."""
+    first, last = columns[0], columns[-1]
+    return slice(first, last + 1) if list(columns) == list(range(first, last + 1)) else None

@@ -1,0 +1,97 @@
+"""Combinations that cannot work are refused, doubtful ones are warned about, before any training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from perdure.errors import IncompatibleError, PerdureWarning, UsageError
+
+if TYPE_CHECKING:
+    from perdure.methods.base import Method
+    from perdure.streams.task import Task
+
+SCENARIOS = ("task", "domain", "class", "online", "blurry")
+_PENALTIES = ("ewc", "si", "mas", "l2")
+
+
+def check_methods(methods: Sequence[Method]) -> None:
+    """Raise IncompatibleError for methods that exclude each other, whatever the stream.
+
+    Raises
+    ------
+    UsageError
+        If something in the list is not a method, or is listed twice.
+    """
+    from perdure.methods.base import Method
+
+    for method in methods:
+        if not isinstance(method, Method):
+            raise UsageError(
+                f"methods holds {method!r}, which is not a method; write for example perdure.methods.EWC()"
+            )
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the method '{name}' is listed twice; list it once")
+    for part in ("step", "criterion", "predict", "training_data"):
+        owners = [method.name for method in methods if part in method.owns]
+        if len(owners) > 1:
+            raise IncompatibleError(f"'{owners[0]}' and '{owners[1]}' both own {part}; use one of them")
+        stepping = {"on_batch", "loss", "criterion", "add_gradient", "project_gradient", "on_update"}
+        if part == "step" and owners:
+            for method in methods:
+                if method.name not in owners and any(method.has(hook) for hook in stepping):
+                    raise IncompatibleError(
+                        f"'{owners[0]}' replaces the whole step, so '{method.name}' would do nothing; use one of them"
+                    )
+    if {"gem", "agem"} <= set(names):
+        raise IncompatibleError("'gem' and 'agem' both project the gradient; use one of them")
+    penalties = sorted(set(names) & set(_PENALTIES))
+    if len(penalties) > 1:
+        _warn(f"{' and '.join(penalties)} each pull the same weights back, so old tasks count twice; one is usual")
+    if "lwf" in names and {"der", "derpp"} & set(names):
+        _warn("'lwf' and 'der' both distil old outputs; one of them is usual")
+    if {"gem", "agem"} & set(names) and any(getattr(method, "solver", "") == "prox" for method in methods):
+        _warn("a proximal penalty moves weights after the projection, which GEM and A-GEM then cannot guarantee")
+
+
+def check_scenario(methods: Sequence[Method], scenario: str) -> None:
+    """Raise IncompatibleError if a method is not defined for a scenario; warn if it is known to fail there."""
+    if scenario not in SCENARIOS:
+        raise UsageError(f"unknown scenario '{scenario}'; there are {', '.join(SCENARIOS)}")
+    for method in methods:
+        if scenario not in method.scenarios:
+            fitting = ", ".join(s for s in SCENARIOS if s in method.scenarios)
+            raise IncompatibleError(
+                f"'{method.name}' is not defined on a {scenario}-incremental stream; it is on: {fitting}"
+            )
+        if method.needs_test_task_id and scenario != "task":
+            raise IncompatibleError(
+                f"'{method.name}' needs the task of every test example, which a {scenario}-incremental stream hides; "
+                "use scenario='task' or another method"
+            )
+        if method.needs_boundaries and scenario in ("online", "blurry"):
+            raise IncompatibleError(
+                f"'{method.name}' needs task boundaries, which a stream of scenario '{scenario}' does not announce; "
+                "use a replay method"
+            )
+    remembers = any(not method.regulariser for method in methods)
+    if scenario == "class" and methods and not remembers:
+        names = " and ".join(method.name for method in methods)
+        _warn(f"{names} alone on a class-incremental stream: known to forget everything here; add replay")
+
+
+def check_task(methods: Sequence[Method], task: Task) -> None:
+    """Raise UsageError if a method reads the task's data and there is none."""
+    if task.train is None:
+        for method in methods:
+            if method.needs_task_data:
+                raise UsageError(
+                    f"'{method.name}' reads the task's data when it ends; pass it: begin_task('{task.name}', loader)"
+                )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, PerdureWarning, stacklevel=4)

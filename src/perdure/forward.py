@@ -1,0 +1,114 @@
+"""Calling the model: stored rows become model inputs, and rows are grouped where the pass depends on task or source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.batch import Batch, Source, joined
+from perdure.errors import ModelError, UsageError
+from perdure.tree import leaves, take, tree_map
+
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def default_prepare(x: Any) -> Any:
+    """Images stored as uint8 become float32 in [0, 1]; everything else stays as it is."""
+    return tree_map(lambda leaf: leaf.float().div_(255) if leaf.dtype == torch.uint8 else leaf, x)
+
+
+def has_convolutions(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
+class Forward:
+    """One way to run a model for training, teachers, importance passes and evaluation alike.
+
+    Parameters
+    ----------
+    model
+        Called with the prepared input; a dictionary is passed as keywords. Its answer is a tensor [rows, columns], or
+        an object with `.logits`.
+    precision
+        "float32", or "bfloat16" and "float16" for autocast.
+    channels_last
+        Whether 4-D inputs are brought into that memory format.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str, channels_last: bool) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision is '{precision}', it must be one of {', '.join(PRECISIONS)}")
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.channels_last = channels_last
+        self.prepare: Callable[[Any], Any] = default_prepare
+        self.activators: list[Callable[[int | None], None]] = []
+
+    def inputs(self, x: Any) -> Any:
+        """Stored rows on the device, prepared for the model."""
+        if isinstance(x, Tensor) and x.device == self.device:
+            prepared = self.prepare(x)
+        else:
+            prepared = self.prepare(tree_map(lambda leaf: leaf.to(self.device, non_blocking=True), x))
+        if self.channels_last and isinstance(prepared, Tensor) and prepared.dim() == 4:
+            prepared = prepared.contiguous(memory_format=torch.channels_last)
+        return prepared
+
+    def call(self, prepared: Any, function: Callable[..., Any] | None = None) -> Tensor:
+        """The model's outputs [rows, columns] for prepared inputs; `function` runs in the model's place."""
+        function = function or self.model
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(self.device.type, dtype=dtype) if dtype is not None else nullcontext():
+            answer = function(**prepared) if isinstance(prepared, dict) else function(prepared)
+        outputs = getattr(answer, "logits", answer)
+        if not isinstance(outputs, Tensor):
+            raise ModelError(f"the model returned {type(answer).__name__}; return a tensor or an object with .logits")
+        return outputs
+
+    def activate(self, task: int | None) -> None:
+        """Tell everything that depends on the task which one comes."""
+        for activate in self.activators:
+            activate(task)
+
+    def __call__(self, x: Any, task: int | None = None) -> Tensor:
+        """Outputs of stored rows `x` that all belong to `task`."""
+        self.activate(task)
+        return self.call(self.inputs(x))
+
+    def batch(self, batch: Batch, task: int | None) -> Tensor:
+        """Outputs of all sources in order; `task` is the current task as far as the scenario shows it."""
+        together = [source for source in batch.sources if not source.separate]
+        if len(together) == len(batch.sources):
+            return self._group(together, task)
+        parts = self._group(together, task).split_with_sizes([source.size for source in together])
+        outputs = dict(zip([source.name for source in together], parts, strict=True))
+        for source in batch.sources:
+            if source.separate:
+                outputs[source.name] = self._group([source], task)
+        return torch.cat([outputs[source.name] for source in batch.sources])
+
+    def _group(self, sources: Sequence[Source], task: int | None) -> Tensor:
+        x = joined(tuple(sources))
+        if not self.activators or task is None or all(source.tasks is None for source in sources):
+            return self(x, task)
+        tasks = torch.cat(
+            [torch.full((s.size,), task) if s.tasks is None else s.tasks.to("cpu", torch.int64) for s in sources]
+        )
+        outputs, order = [], []
+        for member in torch.unique(tasks).tolist():
+            chosen = (tasks == member).nonzero()[:, 0]
+            outputs.append(self(take(x, chosen), member))
+            order.append(chosen)
+        back = torch.cat(order).argsort().to(outputs[0].device)
+        return torch.cat(outputs).index_select(0, back)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer is; the CPU if it has none."""
+    tensors = [*leaves(list(model.parameters())), *leaves(list(model.buffers()))]
+    return tensors[0].device if tensors else torch.device("cpu")

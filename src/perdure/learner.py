@@ -1,0 +1,433 @@
+"""The learner: the one training step of the library, and the few calls around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from perdure.batch import Allowed, Batch, Source
+from perdure.classes import ClassTable
+from perdure.compatibility import check_methods, check_scenario, check_task
+from perdure.criterion import Criterion, RowLoss
+from perdure.data.examples import as_examples
+from perdure.errors import ModelError, UsageError
+from perdure.forward import Forward, default_prepare, device_of, has_convolutions
+from perdure.methods.base import HOOKS, Method
+from perdure.methods.side_passes import eval_mode
+from perdure.optimizers import Factory, Optimizers
+from perdure.parameters import ParameterVector, Remap
+from perdure.streams.task import Stream, Task
+from perdure.tree import rows, take, tree_map
+
+DEFAULT_OPTIMIZER: Factory = partial(torch.optim.Adam, lr=1e-3)
+
+
+class Learner:
+    """A model, its optimizer and the methods that keep what it knows.
+
+    Parameters
+    ----------
+    model
+        Any module. Its trainable parameters become views of one vector, `learner.parameters.theta`.
+    optimizer
+        A factory called with (name, parameter) pairs, such as `partial(torch.optim.Adam, lr=1e-3)`, or an optimizer
+        that already holds the model's parameters.
+    methods
+        `perdure.methods.EWC(strength=100)` and so on; their order never matters. None at all is plain fine-tuning.
+    criterion
+        `(outputs, targets)` -> one loss a row (reduction="none") or their mean; softmax cross-entropy if left out.
+    scheduler
+        A factory called with each optimizer; the schedule advances once after every update.
+    scenario
+        "task", "domain", "class", "online" or "blurry" in a loop of your own; `fit` takes it from the stream.
+    seed
+        Of the methods' private generators. Nothing here draws from torch's global generator.
+    device
+        Where to train; the model's own device if left out.
+    precision
+        "float32", "bfloat16" or "float16" (autocast; gradients are unscaled before any method sees them).
+    clip_norm, clip_value
+        Gradient clipping after all methods have had their say.
+    micro_batches
+        Cut every batch into that many pieces, with one update: gradient accumulation.
+    channels_last
+        Memory format of images; by default on for models with convolutions.
+    active_classes
+        Columns in the training loss of class-incremental streams: "all" from the start, or those "seen" so far.
+
+    Raises
+    ------
+    UsageError, IncompatibleError, ModelError
+        For arguments, combinations and models that cannot work, before any training.
+
+    >>> import perdure
+    >>> stream = perdure.benchmarks.split_digits(seed=0)
+    >>> learner = Learner(perdure.models.MLP(64, [32], 10, seed=0), methods=[perdure.methods.Replay(capacity=100)])
+    >>> results = learner.fit(stream, epochs=1, batch_size=32)
+    >>> results.matrix.shape
+    (5, 5)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Factory | Optimizer = DEFAULT_OPTIMIZER,
+        methods: Sequence[Method] = (),
+        *,
+        criterion: RowLoss | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        scenario: str | None = None,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        micro_batches: int = 1,
+        channels_last: bool | None = None,
+        active_classes: str = "all",
+    ) -> None:
+        if micro_batches < 1:
+            raise UsageError(f"micro_batches is {micro_batches}, it must be at least 1")
+        if active_classes not in ("all", "seen"):
+            raise UsageError(f"active_classes is '{active_classes}', it must be 'all' or 'seen'")
+        check_methods(methods)
+        if device is not None:
+            model.to(device)
+        if channels_last is None:
+            channels_last = has_convolutions(model)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model
+        self.device = device_of(model)
+        self.seed = seed
+        self.clip_norm, self.clip_value, self.micro_batches = clip_norm, clip_value, micro_batches
+        self.parameters = ParameterVector(model)
+        self.optimizers = Optimizers(optimizer, list(self.parameters.members.items()))
+        self.schedulers = [scheduler(each) for each in self.optimizers.all] if scheduler else []
+        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
+        self.forward = Forward(model, self.device, precision, channels_last)
+        self.criterion = Criterion(criterion)
+        self.classes = ClassTable(active_classes, self.device)
+        self.scenario: str | None = None
+        self.methods = sorted(methods, key=lambda method: method.name)
+        self.task: Task | None = None
+        self.stream: Stream | None = None
+        self.tasks_begun = 0
+        self.progress = 0.0
+        self.passes = {"steps": 0, "forward_rows": 0, "backward_rows": 0}
+        self._width_checked = False
+        self.hooks: dict[str, list[Method]] = {
+            hook: sorted((m for m in self.methods if m.has(hook)), key=methodcaller("rank", hook)) for hook in HOOKS
+        }
+        self.changes_gradient = bool(
+            self.hooks["add_gradient"] or self.hooks["project_gradient"] or clip_norm or clip_value
+        )
+        self._gathers = any(self.hooks[h] for h in ("observe_gradient", "add_gradient", "project_gradient"))
+        self._needs_before = any(method.needs_update for method in self.methods)
+        if scenario is not None:
+            self.set_scenario(scenario)
+        self._find_activators()
+        for method in self.methods:
+            method.setup(self)
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    def step(self, x: Any, y: Any, *, index: Tensor | None = None, first_pass: bool = True) -> Tensor:
+        """One update on a batch of the current task.
+
+        Parameters
+        ----------
+        x, y
+            Inputs (a tensor [rows, ...] or a tree of tensors) and targets, in stored form: uint8 images are scaled
+            later.
+        index
+            int64 [rows]: which rows of the task's data these are, where that is known.
+        first_pass
+            Whether the rows are new; a buffer stores them then and only then.
+
+        Returns
+        -------
+        The detached loss, a scalar on the device.
+        """
+        if not self.parameters.intact():
+            self._follow_model()
+        batch = Batch.current(self._on_device(x), self._on_device(y), self.task_index, index, first_pass)
+        if self.hooks["step"]:
+            loss, outputs = self.hooks["step"][0].step(batch), None
+        else:
+            for method in self.hooks["on_batch"]:
+                batch = method.on_batch(batch)
+            self.parameters.release()
+            loss, outputs = self._backward(batch)
+            self._update()
+        self.passes["steps"] += 1
+        for method in self.hooks["after_step"]:
+            method.after_step(batch, outputs)
+        return loss
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Accumulate gradients in every `p.grad`; returns the detached loss and outputs of the whole batch."""
+        losses, outputs = [], []
+        for piece in batch.pieces(self.micro_batches):
+            out = self.forward.batch(piece, self.shown_task)
+            if not self._width_checked:
+                self._check_width(out)
+            owner = self.hooks["criterion"]
+            loss = owner[0].criterion(out, piece) if owner else self.criterion(out, piece, self.allowed)
+            for method in self.hooks["loss"]:
+                term = method.loss(piece, out)
+                if term is not None:
+                    loss = loss + term
+            torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+            losses.append(loss.detach())
+            outputs.append(out.detach())
+        size = batch.size
+        self.passes["forward_rows"] += size
+        self.passes["backward_rows"] += size
+        if len(losses) == 1:
+            return losses[0], outputs[0]
+        return torch.stack(losses).sum(), batch.in_order(outputs, self.micro_batches)
+
+    def _update(self) -> None:
+        """From the finished backward pass to the finished update: gradient hooks, clipping, optimizer, update hooks."""
+        if self.scaler is not None and not self._unscale():
+            return
+        if self._gathers:
+            grad = self.parameters.gather()
+            for method in self.hooks["observe_gradient"]:
+                method.observe_gradient(grad)
+            for method in self.hooks["add_gradient"]:
+                method.add_gradient(grad)
+            for method in self.hooks["project_gradient"]:
+                method.project_gradient(grad)
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self.parameters.members.values(), self.clip_value)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters.members.values(), self.clip_norm)
+        theta = self.parameters.theta
+        before = self.parameters.snapshot() if self._needs_before else theta
+        self.optimizers.step()
+        for method in self.hooks["on_update"]:
+            method.on_update(before, theta)
+        for schedule in self.schedulers:
+            schedule.step()
+
+    def _unscale(self) -> bool:
+        """Divide the gradients by the loss scale; false if one of them overflowed, and then nothing may use them."""
+        assert self.scaler is not None
+        gradients = [p.grad for p in self.parameters.members.values() if p.grad is not None]
+        for optimizer in self.optimizers.all:
+            self.scaler.unscale_(optimizer)
+        self.scaler.update()
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+    # -- tasks in a loop of your own ------------------------------------------------------------------------------
+
+    def begin_task(self, task: Task | str | int, data: Any = None, classes: Sequence[int] = ()) -> None:
+        """Announce a task.
+
+        Parameters
+        ----------
+        task
+            A task of a stream, or any name.
+        data
+            The task's examples (arrays, a data set, a DataLoader); only methods with `needs_task_data` ask for it.
+        classes
+            The class columns of the task, where the scenario or a growing head needs them.
+        """
+        if isinstance(data, (tuple, Dataset, str, Path)):
+            data = as_examples(data)
+        if self.task is not None and self.task.train is None and self.task.name in (task, getattr(task, "name", None)):
+            self.task = replace(self.task, train=data if not isinstance(task, Task) else task.train)
+            return  # the learner was loaded in the middle of this task
+        if self.task is not None:
+            raise UsageError(f"task '{self.task.name}' is still open; call end_task() before the next begins")
+        if not isinstance(task, Task):
+            task = Task(self.tasks_begun, str(task), data, None, tuple(classes))
+        check_task(self.methods, task)
+        self.classes.open(task.index, task.classes)
+        self._grow_heads(task)
+        self._follow_model()
+        for method in self.hooks["training_data"]:
+            task = method.training_data(task)
+        self.task = task
+        self.tasks_begun += 1
+        self.progress, self._width_checked = 0.0, False
+        for method in self.hooks["begin_task"]:
+            method.begin_task(task)
+        self._follow_model()
+
+    def end_task(self) -> None:
+        """Let every method consolidate the open task."""
+        if self.task is None:
+            raise UsageError("no task is open; call begin_task() first")
+        self.parameters.release()
+        self._follow_model()
+        for method in self.hooks["end_task"]:
+            method.end_task(self.task)
+        self._follow_model()
+        self.task = None
+
+    @property
+    def task_index(self) -> int | None:
+        """Index of the open task."""
+        return None if self.task is None else self.task.index
+
+    @property
+    def shown_task(self) -> int | None:
+        """The open task as far as the scenario shows it to the forward pass."""
+        return self.task_index if self.scenario in ("task", None) else None
+
+    def allowed(self, source: Source, width: int) -> Allowed:
+        """Class columns, of `width` in all, that the criterion may use for a source's rows."""
+        if source.allowed is not None:
+            return source.allowed
+        return self.classes.allowed(source.tasks, self.task_index, self.scenario, width)
+
+    def loss_columns(self) -> slice | Tensor | None:
+        """The class columns in the current task's loss: a slice, an index tensor, or None for all."""
+        if self.scenario == "task" and self.task_index is not None:
+            return self.classes.index(self.classes.by_task.get(self.task_index, ()))
+        return self.classes.index(self.classes.seen) if self.classes.active == "seen" else None
+
+    def task_batches(self, task: Task, batch_size: int = 256) -> Iterator[tuple[Any, Tensor]]:
+        """The task's training data in order as (prepared inputs, targets) on the device: for importance passes."""
+        data: Any = task.train
+        pairs = data.ordered(batch_size) if hasattr(data, "ordered") else data
+        for pair in pairs:
+            x, y = pair[0], pair[1]
+            yield self.forward.inputs(x), self._on_device(y)
+
+    # -- the short ways -------------------------------------------------------------------------------------------
+
+    def fit(self, stream: Stream, **options: Any) -> Any:
+        """Train on every task of a stream in turn and evaluate after each; options: see `perdure.fitting.fit`."""
+        from perdure.fitting import fit
+
+        return fit(self, stream, **options)
+
+    def fit_task(self, task: Task | str, data: Any = None, *, classes: Sequence[int] = (), **options: Any) -> Learner:
+        """Train on one task: a task of a stream, or a name and its examples. See `perdure.fitting.fit_task`."""
+        from perdure.fitting import fit_task
+
+        fit_task(self, task, data, classes=classes, **options)
+        return self
+
+    def partial_fit(self, x: Any, y: Any) -> Learner:
+        """One step on arrays or tensors; needs no task unless a method needs boundaries."""
+        if self.task is None:
+            blocked = [method.name for method in self.methods if method.needs_boundaries]
+            if blocked:
+                raise UsageError(
+                    f"'{blocked[0]}' needs to know where tasks begin; call begin_task() before partial_fit()"
+                )
+        self.step(_tensors(x), _tensors(y))
+        return self
+
+    @torch.no_grad()
+    def outputs(self, x: Any, task: int | None = None, batch_size: int = 512) -> Tensor:
+        """Raw outputs [rows, columns] in evaluation mode, for stored rows `x`."""
+        x = _tensors(x)
+        with eval_mode(self.model):
+            chunks = [self.forward(take(x, slice(i, i + batch_size)), task) for i in range(0, rows(x), batch_size)]
+        return torch.cat(chunks)
+
+    @torch.no_grad()
+    def predict(self, x: Any, task: int | None = None) -> Tensor:
+        """Class columns, int64 [rows]: over the classes seen so far, or over those of `task` if it is given."""
+        if self.hooks["predict"]:
+            return self.hooks["predict"][0].predict(_tensors(x), task)
+        return self.classes.argmax(self.outputs(x, task), task)
+
+    def evaluate(self, stream: Stream) -> Any:
+        """Accuracies on the test set of every task of a stream: see `perdure.evaluation.Evaluation`."""
+        from perdure.evaluation import evaluate
+
+        self.adopt(stream)
+        return evaluate(self, stream)
+
+    def save(self, folder: str | Path) -> None:
+        """Write model, optimizer, methods and generators into `folder`, atomically, without pickle."""
+        from perdure.saving import save_learner
+
+        save_learner(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: nn.Module, **options: Any) -> Learner:
+        """A learner as it was saved, around a freshly built `model`. Options are those of `Learner`."""
+        from perdure.saving import load_learner
+
+        return load_learner(cls, folder, model, **options)
+
+    # -- scenario and structure -----------------------------------------------------------------------------------
+
+    def adopt(self, stream: Stream) -> None:
+        """Take scenario and input preparation from a stream."""
+        self.stream = stream
+        self.forward.prepare = getattr(stream, "prepare", None) or default_prepare
+        self.set_scenario(stream.scenario)
+
+    def set_scenario(self, scenario: str) -> None:
+        """Check the methods against a scenario, once."""
+        if scenario != self.scenario:
+            check_scenario(self.methods, scenario)
+            self.scenario = scenario
+
+    def _find_activators(self) -> None:
+        heads = [m.activate for m in self.parameters.module.modules() if callable(getattr(m, "activate", None))]
+        self.forward.activators = [*heads, *(method.activate for method in self.hooks["activate"])]  # type: ignore[list-item]
+
+    def _grow_heads(self, task: Task) -> None:
+        if not task.classes:
+            return
+        for module in list(self.parameters.module.modules()):
+            if callable(getattr(module, "grow", None)):
+                module.grow(max(task.classes) + 1)  # type: ignore[operator]
+            if callable(getattr(module, "activate", None)) and callable(getattr(module, "add", None)):
+                module.add(task.index, task.classes)  # type: ignore[operator]
+
+    def _follow_model(self) -> None:
+        """Notice parameters that were added, replaced, resized, thawed or moved, and move everything along."""
+        if not self.parameters.changed():
+            return
+        remap = self.parameters.rebind()
+        self.device = device_of(self.model)
+        self.forward.device = self.classes.device = self.device
+        self.optimizers.rebind(list(self.parameters.members.items()))
+        if remap is not None:
+            self.resize(remap)
+        self._find_activators()
+
+    def resize(self, remap: Remap) -> None:
+        """Move every method's aligned state to the new layout."""
+        for method in self.methods:
+            method.resize(remap)
+
+    def _check_width(self, outputs: Tensor) -> None:
+        if outputs.shape[-1] < self.classes.width:
+            raise ModelError(
+                f"the model gives {outputs.shape[-1]} outputs, but the classes so far need {self.classes.width} "
+                "columns; build it with more outputs or with a growing head"
+            )
+        self._width_checked = True
+
+    def _on_device(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value if value.device == self.device else value.to(self.device, non_blocking=True)
+        return tree_map(lambda leaf: leaf.to(self.device, non_blocking=True), value)
+
+
+def _tensors(value: Any) -> Any:
+    """Numpy arrays and lists of numbers as tensors; trees of tensors as they are."""
+    if isinstance(value, (Tensor, dict, tuple)):
+        return value
+    return torch.as_tensor(value)

@@ -1,0 +1,124 @@
+"""A learner as a tree of state, and as a folder on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from perdure import registry
+from perdure.checkpoint import is_checkpoint, load_state, save_state
+from perdure.errors import CheckpointError, UsageError
+from perdure.folder import RunFolder
+from perdure.parameters import Layout, Remap
+from perdure.streams.task import Task
+
+if TYPE_CHECKING:
+    from perdure.learner import Learner
+
+
+def learner_state(learner: Learner) -> dict[str, Any]:
+    """Everything that the next step depends on, except the model's code, the data and torch's global generator."""
+    module = learner.parameters.module
+    return {
+        "layout": learner.parameters.layout.to_json(),
+        "model": dict(module.state_dict()),
+        "modes": {name: m.training for name, m in module.named_modules()},
+        "frozen": [name for name, p in learner.parameters.members.items() if not p.requires_grad],
+        "optimizers": learner.optimizers.state_dict(),
+        "schedulers": [schedule.state_dict() for schedule in learner.schedulers],
+        "scaler": None if learner.scaler is None else learner.scaler.state_dict(),
+        "methods": {m.name: {"arguments": m.arguments(), "state": m.state_dict()} for m in learner.methods},
+        "classes": learner.classes.state_dict(),
+        "scenario": learner.scenario,
+        "seed": learner.seed,
+        "tasks_begun": learner.tasks_begun,
+        "task": None if learner.task is None else [learner.task.index, learner.task.name, list(learner.task.classes)],
+        "progress": learner.progress,
+        "passes": dict(learner.passes),
+    }
+
+
+def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
+    """Put a learner, built with the same arguments, into a saved state.
+
+    Raises
+    ------
+    UsageError
+        If model, methods or optimizer are not those that were saved.
+    """
+    ours, theirs = [m.name for m in learner.methods], sorted(state["methods"])
+    if ours != theirs:
+        raise UsageError(f"the saved methods are {theirs or 'none'}, this learner has {ours or 'none'}; pass the same")
+    module = learner.parameters.module
+    for method in learner.methods:
+        method.rebuild(state["methods"][method.name]["state"])
+    try:
+        module.load_state_dict(state["model"])
+    except RuntimeError as error:
+        detail = " ".join(str(error).split("\n\t")[1:2]) or str(error)
+        raise UsageError(f"the saved model and this one differ ({detail}); build the model as it was") from error
+    learner._follow_model()
+    for name, parameter in learner.parameters.members.items():
+        parameter.requires_grad_(name not in state["frozen"])
+    for name, submodule in module.named_modules():
+        submodule.training = state["modes"].get(name, submodule.training)
+    learner.optimizers.load_state_dict(state["optimizers"])
+    for schedule, saved in zip(learner.schedulers, state["schedulers"], strict=True):
+        schedule.load_state_dict(saved)
+    if learner.scaler is not None and state["scaler"] is not None:
+        learner.scaler.load_state_dict(state["scaler"])
+    for method in learner.methods:
+        method.load_state_dict(state["methods"][method.name]["state"])
+    saved_layout = Layout.from_json(state["layout"])
+    if saved_layout != learner.parameters.layout:
+        learner.resize(Remap(saved_layout, learner.parameters.layout))
+    learner.classes.load_state_dict(state["classes"])
+    learner.scenario = state["scenario"]
+    learner.tasks_begun, learner.progress = state["tasks_begun"], state["progress"]
+    learner.passes = dict(state["passes"])
+    learner.task = None
+    if state["task"] is not None:
+        index, name, classes = state["task"]
+        learner.task = Task(index, name, None, None, tuple(classes))  # type: ignore[arg-type]
+
+
+def save_learner(learner: Learner, folder: str | Path) -> None:
+    """Write a learner to a folder: `state.json` and `tensors.safetensors`."""
+    save_state(folder, {"learner": learner_state(learner)})
+
+
+def load_learner(cls: type[Learner], folder: str | Path, model: nn.Module, **options: Any) -> Learner:
+    """Build a learner around `model` and put it into the state saved in `folder` (or in a run folder's checkpoint).
+
+    Methods and optimizer are built again from what was saved unless they are given; an optimizer that is not one of
+    torch's own must be given.
+    """
+    folder = Path(folder)
+    state = load_state(folder) if is_checkpoint(folder) else RunFolder.load(_existing(folder))
+    if state is None or "learner" not in state:
+        raise CheckpointError(f"{folder} holds no saved learner; give a folder written by save() or by a run")
+    saved = state["learner"]
+    if "methods" not in options:
+        options["methods"] = [registry.methods.get(name)(**m["arguments"]) for name, m in saved["methods"].items()]
+    if "optimizer" not in options:
+        options["optimizer"] = _optimizer_like(saved["optimizers"])
+    options.setdefault("seed", saved["seed"])
+    learner = cls(model, **options)
+    load_learner_state(learner, saved)
+    return learner
+
+
+def _existing(folder: Path) -> RunFolder:
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}; give one written by save() or by a run")
+    return RunFolder(folder)
+
+
+def _optimizer_like(saved: list[dict[str, Any]]) -> Any:
+    kind = getattr(torch.optim, saved[0]["type"], None)
+    if len(saved) > 1 or len(saved[0]["groups"]) > 1 or kind is None:
+        raise UsageError("the saved optimizer cannot be built from its name alone; pass optimizer= as it was")
+    return lambda named: kind(named, lr=saved[0]["groups"][0]["lr"])

@@ -1,0 +1,202 @@
+"""No methods, or methods switched off, equal a hand-written PyTorch loop bit for bit; switched on, they differ."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import perdure
+from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, LwF, Method, Replay
+from perdure.models.heads import MultiHead
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "sgd": partial(torch.optim.SGD, lr=0.1),
+    "momentum": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "rmsprop": partial(torch.optim.RMSprop, lr=1e-3),
+    "adam": partial(torch.optim.Adam, lr=1e-3, fused=False),
+    "adamw": partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1),
+    "adafactor": partial(torch.optim.Adafactor, lr=1e-2),
+    "adam foreach": partial(torch.optim.Adam, lr=1e-3, foreach=True),
+    "adam fused": partial(torch.optim.Adam, lr=1e-3, fused=True),
+    "momentum foreach": partial(torch.optim.SGD, lr=0.05, momentum=0.9, foreach=True),
+    "momentum fused": partial(torch.optim.SGD, lr=0.05, momentum=0.9, fused=True),
+}
+
+OFF: dict[str, Method] = {
+    "ewc": EWC(strength=0),
+    "ewc prox": EWC(strength=0, solver="prox"),
+    "l2": L2(strength=0),
+    "si": SI(strength=0),
+    "lwf": LwF(strength=0),
+    "replay capacity": Replay(capacity=0),
+    "replay ratio": Replay(ratio=0),
+    "der": DER(alpha=0),
+    "der capacity": DER(capacity=0),
+    "derpp": DERpp(alpha=0, beta=0),
+    "gem": GEM(per_task=0),
+    "agem": AGEM(per_task=0),
+}
+
+ON: dict[str, Method] = {
+    "ewc": EWC(strength=1),
+    "ewc prox": EWC(strength=1, solver="prox"),
+    "ewc online": EWC(strength=1, mode="online", gamma=0.9),
+    "l2": L2(strength=0.1),
+    "si": SI(strength=0.1),
+    "lwf": LwF(),
+    "replay": Replay(capacity=50),
+    "replay sum": Replay(capacity=50, weighting="sum", forward="separate"),
+    "replay 1/t": Replay(capacity=50, weighting="1/t"),
+    "der": DER(capacity=50),
+    "derpp": DERpp(capacity=50),
+    "gem": GEM(per_task=10),
+    "agem": AGEM(per_task=10),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
+
+
+def odd_mlp(head: nn.Module | None = None) -> nn.Module:
+    """Layer sizes that end in the middle of every vector register."""
+    return perdure.models.MLP(64, [33, 17], 10, head=head, seed=3)
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in model.state_dict().values()]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+def loop(model: nn.Module, optimizer: torch.optim.Optimizer, stream: perdure.Stream) -> None:
+    """The loop anybody would write, on the same plan."""
+    for task in stream:
+        for rows in stream.plan(task, epochs=2, batch_size=16):
+            x, y = task.train.gather(rows)
+            optimizer.zero_grad()
+            logits = model(x.float() / 16)
+            if stream.scenario == "task":
+                first, last = task.classes[0], task.classes[-1] + 1
+                logits, y = logits[:, first:last], y - first
+            F.cross_entropy(logits, y).backward()
+            optimizer.step()
+
+
+def fitted(methods: list[Method], optimizer: Any, scenario: str = "class", **options: Any) -> nn.Module:
+    stream = perdure.benchmarks.split_digits(scenario=scenario, seed=0)
+    model = odd_mlp()
+    perdure.Learner(model, optimizer, methods, **options).fit(stream, epochs=2, batch_size=16)
+    return model
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_methods_equal_a_hand_written_loop(name: str, scenario: str) -> None:
+    stream = perdure.benchmarks.split_digits(scenario=scenario, seed=0)
+    reference = odd_mlp()
+    loop(reference, OPTIMIZERS[name](reference.parameters()), stream)
+    assert same(fitted([], OPTIMIZERS[name], scenario), reference)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+@pytest.mark.parametrize("name", OFF)
+def test_a_method_switched_off_is_fine_tuning(name: str, optimizer: str) -> None:
+    assert same(fitted([OFF[name]], OPTIMIZERS[optimizer]), fitted([], OPTIMIZERS[optimizer]))
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+@pytest.mark.parametrize("name", ON)
+def test_a_method_switched_on_differs(name: str, scenario: str) -> None:
+    assert not same(fitted([ON[name]], OPTIMIZERS["sgd"], scenario), fitted([], OPTIMIZERS["sgd"], scenario))
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])
+def test_several_heads_equal_a_hand_written_loop(name: str) -> None:
+    stream = perdure.benchmarks.split_digits(scenario="task", seed=0)
+    ours = odd_mlp(MultiHead(17, seed=5))
+    perdure.Learner(ours, OPTIMIZERS[name]).fit(stream, epochs=2, batch_size=16)
+
+    theirs = odd_mlp(MultiHead(17, seed=5))
+    for task in stream:
+        theirs.head.add(task.index, task.classes)
+    optimizer = OPTIMIZERS[name](theirs.parameters())
+    for task in stream:
+        for rows in stream.plan(task, epochs=2, batch_size=16):
+            x, y = task.train.gather(rows)
+            optimizer.zero_grad()
+            head = theirs.head.heads[f"task_{task.index}"]
+            F.cross_entropy(head(theirs.features(x.float() / 16)), y - task.classes[0]).backward()
+            optimizer.step()
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("methods", [[], [EWC(strength=1), SI(strength=1)]], ids=["none", "ewc+si"])
+def test_another_tasks_head_keeps_its_bits_under_adamw(methods: list[Method]) -> None:
+    stream = perdure.benchmarks.split_digits(scenario="task", seed=0)
+    model = odd_mlp(MultiHead(17, seed=5))
+    learner = perdure.Learner(model, OPTIMIZERS["adamw"], methods)
+    learner.fit_task(stream[0], epochs=2, batch_size=16)
+    before = [p.detach().clone() for p in model.head.heads["task_0"].parameters()]
+    body = [p.detach().clone() for p in model.body.parameters()]
+    for task in stream[1:]:
+        learner.fit_task(task, epochs=2, batch_size=16)
+    assert all(torch.equal(p, q) for p, q in zip(model.head.heads["task_0"].parameters(), before, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(model.body.parameters(), body, strict=True))
+
+
+def test_convolutions_run_in_channels_last_and_equal_that_loop() -> None:
+    torch.manual_seed(0)
+    x = torch.randint(0, 255, (64, 3, 16, 16), dtype=torch.uint8)
+    y = torch.arange(64) % 4
+    build = partial(perdure.models.SlimResNet18, 3, 4, seed=1, filters=4)
+    ours, theirs = build(), build().to(memory_format=torch.channels_last)
+    learner = perdure.Learner(ours, OPTIMIZERS["momentum"])
+    optimizer = OPTIMIZERS["momentum"](theirs.parameters())
+    for start in range(0, 64, 16):
+        rows = slice(start, start + 16)
+        learner.partial_fit(x[rows], y[rows])
+        optimizer.zero_grad()
+        images = (x[rows].float() / 255).contiguous(memory_format=torch.channels_last)
+        F.cross_entropy(theirs(images), y[rows]).backward()
+        optimizer.step()
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal])
+def test_parametrized_layers_equal_a_hand_written_loop(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), wrap(nn.Linear(64, 13)), nn.ReLU(), nn.Linear(13, 10))
+
+    stream = perdure.benchmarks.split_digits(seed=0)
+    ours, theirs = build(), build()
+    perdure.Learner(ours, OPTIMIZERS["adam"]).fit(stream, epochs=2, batch_size=16)
+    loop(theirs, OPTIMIZERS["adam"](theirs.parameters()), stream)
+    assert same(ours, theirs)
+
+
+PAIRS = [
+    lambda: [EWC(strength=1), SI(strength=0.1)],
+    lambda: [EWC(strength=1, solver="prox"), SI(strength=0.1)],
+    lambda: [EWC(strength=1), Replay(capacity=50), AGEM(per_task=10)],
+    lambda: [DERpp(capacity=50), Replay(capacity=50)],
+    lambda: [LwF(), Replay(capacity=50), SI(strength=0.1)],
+    lambda: [GEM(per_task=10), L2(strength=0.1), DER(capacity=30)],
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda p: "+".join(m.name for m in p()))
+def test_the_order_of_methods_changes_nothing(pair: Callable[[], list[Method]]) -> None:
+    assert same(fitted(pair(), OPTIMIZERS["momentum"]), fitted(pair()[::-1], OPTIMIZERS["momentum"]))
+
+
+def test_the_callers_list_is_left_alone() -> None:
+    methods: list[Method] = [SI(), L2(strength=0)]
+    names = [m.name for m in methods]
+    fitted(methods, OPTIMIZERS["sgd"])
+    assert [m.name for m in methods] == names
