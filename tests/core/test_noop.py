@@ -26,6 +26,19 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "momentum fused": partial(torch.optim.SGD, lr=0.05, momentum=0.9, fused=True),
 }
 
+
+
+def grouped(named: Any) -> torch.optim.Optimizer:
+    """Biases without decay and with a rate of their own."""
+    pairs = list(named)
+    if pairs and isinstance(pairs[0], tuple):
+        pairs = [p for _, p in pairs]
+    matrices, rest = [p for p in pairs if p.dim() > 1], [p for p in pairs if p.dim() < 2]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": rest, "lr": 1e-2}], lr=1e-3)
+
+
+OPTIMIZERS["groups"] = grouped
+
 OFF: dict[str, Method] = {
     "ewc": EWC(strength=0),
     "ewc prox": EWC(strength=0, solver="prox"),
@@ -178,6 +191,34 @@ def test_parametrized_layers_equal_a_hand_written_loop(wrap: Callable[[nn.Module
     perdure.Learner(ours, OPTIMIZERS["adam"]).fit(stream, epochs=2, batch_size=16)
     loop(theirs, OPTIMIZERS["adam"](theirs.parameters()), stream)
     assert same(ours, theirs)
+
+
+def muon(named: Any) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for the rest."""
+    named = list(named)
+    return [
+        torch.optim.Muon([p for _, p in named if p.dim() == 2], lr=0.01),
+        torch.optim.AdamW([p for _, p in named if p.dim() != 2], lr=1e-3),
+    ]
+
+
+def test_two_optimizers_equal_a_hand_written_loop() -> None:
+    class Both:
+        def __init__(self, model: nn.Module) -> None:
+            self.all = muon(model.named_parameters())
+
+        def zero_grad(self) -> None:
+            for optimizer in self.all:
+                optimizer.zero_grad()
+
+        def step(self) -> None:
+            for optimizer in self.all:
+                optimizer.step()
+
+    reference = odd_mlp()
+    loop(reference, Both(reference), perdure.benchmarks.split_digits(seed=0))  # type: ignore[arg-type]
+    assert same(fitted([], muon), reference)
+    assert not same(fitted([EWC(strength=1), SI(strength=0.1), AGEM(per_task=10)], muon), reference)
 
 
 PAIRS = [

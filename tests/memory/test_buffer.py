@@ -195,9 +195,9 @@ def test_columns_are_checked_at_the_door():
         buffer.add({"x": torch.zeros(2, 2), "y": torch.zeros(2)})
     fill = Buffer(50)
     fill.add(batch(0, 5))
-    with pytest.raises(DataError, match="buffer stores torch.uint8"):
+    with pytest.raises(DataError, match=r"buffer stores torch\.uint8"):
         fill.add(batch(0, 5) | {"x": torch.zeros(5, 2)})
-    with pytest.raises(DataError, match=r"buffer stores torch.uint8 \[2\]"):
+    with pytest.raises(DataError, match=r"buffer stores torch\.uint8 \[2\]"):
         fill.add(batch(0, 5) | {"x": torch.zeros(5, 3, dtype=torch.uint8)})
     with pytest.raises(DataError, match="'y' has 4 rows, the batch has 5"):
         fill.add(batch(0, 5) | {"y": torch.zeros(4, dtype=torch.int64)})

@@ -196,7 +196,7 @@ def test_draws_are_uniform_over_ordered_choices(size, count):
     drawn = torch.stack([distinct(count, size, generator) for _ in range(runs)])
     assert all(len(row.unique()) == count for row in drawn[:500])
     if size == 6:
-        cells = {choice: 0 for choice in itertools.permutations(range(6), 3)}
+        cells = dict.fromkeys(itertools.permutations(range(6), 3), 0)
         for row in drawn.tolist():
             cells[tuple(row)] += 1
         counts = torch.tensor(list(cells.values())).float()

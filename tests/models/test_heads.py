@@ -1,4 +1,4 @@
-"""Heads that follow the tasks: old rows keep their bits, new ones follow torch's law, structure comes from the state."""
+"""Heads that follow the tasks: old rows keep their bits, new ones follow torch's law, a state rebuilds them."""
 
 from __future__ import annotations
 

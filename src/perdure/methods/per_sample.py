@@ -41,15 +41,15 @@ def call(model: nn.Module, x: Any) -> Tensor:
 class LayerHooks:
     """A forward pass whose backward passes add squared per-sample gradients to `squares`, without a parameter graph.
 
-    Raises UnsupportedError for modules without a rule, weights in two places, modules called twice, inputs that were
-    overwritten, and layers whose first dimension is not the sample.
+    Raises UnsupportedError for modules without a rule, weights in two places, modules called twice, and layers whose
+    first dimension is not the sample.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], squares: Squares) -> None:
         self.model = model
         self._rows = 0
         self._anchor = torch.empty(0)
-        self._inputs: dict[nn.Module, tuple[Tensor, int]] = {}
+        self._called: set[nn.Module] = set()
         self._sums: dict[nn.Module, dict[str, Tensor]] = {}
         names = {id(parameter): name for name, parameter in parameters.items()}
         seen: set[str] = set()
@@ -78,15 +78,11 @@ class LayerHooks:
                 parameter.requires_grad_(True)
 
     def forward(self, x: Any) -> Tensor:
-        self._inputs.clear()
+        self._called.clear()
         self._rows = rows(x)
         self._anchor = torch.zeros((), requires_grad=True)
         with torch.enable_grad():
-            outputs = call(self.model, x)
-        for module, (a, version) in self._inputs.items():
-            if a._version != version:
-                raise UnsupportedError(f"the input of a {type(module).__name__} was overwritten")
-        return outputs
+            return call(self.model, x)
 
     def backward(self, outputs: Tensor, cotangents: Cotangents) -> None:
         """Add up the squares of each of `cotangents`, tensors like the outputs."""
@@ -97,16 +93,15 @@ class LayerHooks:
     def _after(self, rule: Rule | None, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
         if rule is None:
             raise UnsupportedError(f"there is no rule for {type(module).__name__}")
-        if module in self._inputs:
+        if module in self._called:
             raise UnsupportedError(f"{type(module).__name__} is called twice")
         if len(inputs) != 1 or not isinstance(output, Tensor) or not len(inputs[0]) == len(output) == self._rows:
             raise UnsupportedError(f"the first dimension of a {type(module).__name__} is not the sample")
-        a = inputs[0].detach()
-        self._inputs[module] = a, a._version
+        self._called.add(module)
         if not output.requires_grad:
             output = _Root.apply(output, self._anchor)  # type: ignore[no-untyped-call]
         # A hook on the tensor sees the gradient of the layer's own output even if that is overwritten later.
-        output.register_hook(partial(self._accumulate, rule, module, a))
+        output.register_hook(partial(self._accumulate, rule, module, inputs[0].detach()))
         rooted: Tensor = output
         return rooted
 

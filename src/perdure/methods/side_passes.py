@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 
 @contextmanager
@@ -40,12 +41,17 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     >>> norm.running_mean.tolist(), norm.num_batches_tracked.item()
     ([0.0, 0.0], 0)
     """
-    # A module that tracks nothing normalises a training batch by the batch, as one that tracks does.
     tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    # Batch norm then normalises a training batch by the batch, as it does anyway. Instance norm would still update.
+    instances = [(m, m.running_mean, m.running_var) for m in tracking if isinstance(m, _InstanceNorm)]
     try:
         for module in tracking:
             module.track_running_stats = False
+        for module, _, _ in instances:
+            module.running_mean = module.running_var = None
         yield
     finally:
         for module in tracking:
             module.track_running_stats = True
+        for module, mean, variance in instances:
+            module.running_mean, module.running_var = mean, variance

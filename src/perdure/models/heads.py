@@ -6,7 +6,7 @@ dictionary, and loading one gives a fresh head that structure first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
