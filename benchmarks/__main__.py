@@ -1,6 +1,6 @@
 """`make bench`: what a step, an importance pass and an evaluation cost against a loop written by hand.
 
-Every row is a ratio to a hand-written loop that does the same arithmetic, measured interleaved in one process on one thread.
+Every row is a ratio to a hand-written loop that does the same arithmetic, interleaved in one process on one thread.
 """
 
 from __future__ import annotations

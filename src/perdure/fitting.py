@@ -164,7 +164,6 @@ class _Run:
     ) -> None:
         self.learner, self.stream, self.folder, self.on_event = learner, stream, folder, on_event
         self.position = Position(rules)
-        self._open = False
 
     def start(self) -> None:
         """Evaluate the untrained model."""
@@ -195,28 +194,22 @@ class _Run:
             torch.cuda.set_rng_state(state["rng_cuda"], self.learner.device)
         self.position = saved
         self.folder.truncate(saved.logged)
-        self._open = self.learner.task is not None
         return True
 
     def train(self, plan: dict[str, Any], reset_optimizer: bool, checkpoint_every: int | None) -> None:
         """Finish the current task: from its beginning, or from where a checkpoint left it."""
         learner, position = self.learner, self.position
         task = self.stream[position.task]
-        if self._open:
-            for method in learner.hooks["training_data"]:
-                task = method.training_data(task)
-            learner.task = task
-        else:
-            if reset_optimizer:
-                learner.optimizers.reset()
-            learner.begin_task(task)
-            assert learner.task is not None
-            task = learner.task
+        resumed = learner.restored
+        if reset_optimizer and not resumed:
+            learner.optimizers.reset()
+        learner.begin_task(task)
+        assert learner.task is not None
+        task = learner.task
         per_pass = count_batches(len(task.train), plan["batch_size"], plan["drop_last"])
         total = plan["steps"] or plan["epochs"] * per_pass
-        if not self._open:
+        if not resumed:
             self._emit({"event": "task_begin", "task": task.index, "name": task.name, "steps": total})
-        self._open = False
         learner.model.train()
         every = position.plan["evaluate_every"]
         batches = islice(self.stream.plan(task, **plan), position.step, None)

@@ -122,6 +122,7 @@ class Learner:
         self.task: Task | None = None
         self.stream: Stream | None = None
         self.tasks_begun = 0
+        self.restored = False
         self.progress = 0.0
         self.passes = {"steps": 0, "forward_rows": 0, "backward_rows": 0}
         self._width_checked = False
@@ -241,14 +242,17 @@ class Learner:
             A task of a stream, or any name.
         data
             The task's examples (arrays, a data set, a DataLoader); only methods with `needs_task_data` ask for it.
+            A learner that was loaded in the middle of a task gets that task's data by beginning it again.
         classes
             The class columns of the task, where the scenario or a growing head needs them.
         """
         if isinstance(data, (tuple, Dataset, str, Path)):
             data = as_examples(data)
-        if self.task is not None and self.task.train is None and self.task.name in (task, getattr(task, "name", None)):
-            self.task = replace(self.task, train=data if not isinstance(task, Task) else task.train)
-            return  # the learner was loaded in the middle of this task
+        if self.task is not None and self.restored and self.task.name in (task, getattr(task, "name", None)):
+            # Loaded in the middle of this task: all that a checkpoint does not hold is the data.
+            self.task = self._extended(replace(self.task, train=task.train if isinstance(task, Task) else data))
+            self.restored = False
+            return
         if self.task is not None:
             raise UsageError(f"task '{self.task.name}' is still open; call end_task() before the next begins")
         if not isinstance(task, Task):
@@ -257,14 +261,17 @@ class Learner:
         self.classes.open(task.index, task.classes)
         self._grow_heads(task)
         self._follow_model()
-        for method in self.hooks["training_data"]:
-            task = method.training_data(task)
-        self.task = task
+        self.task = task = self._extended(task)
         self.tasks_begun += 1
         self.progress, self._width_checked = 0.0, False
         for method in self.hooks["begin_task"]:
             method.begin_task(task)
         self._follow_model()
+
+    def _extended(self, task: Task) -> Task:
+        for method in self.hooks["training_data"]:
+            task = method.training_data(task)
+        return task
 
     def end_task(self) -> None:
         """Let every method consolidate the open task."""

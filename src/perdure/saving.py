@@ -83,6 +83,7 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     if state["task"] is not None:
         index, name, classes = state["task"]
         learner.task = Task(index, name, None, None, tuple(classes))  # type: ignore[arg-type]
+    learner.restored = learner.task is not None
 
 
 def save_learner(learner: Learner, folder: str | Path) -> None:

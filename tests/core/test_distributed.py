@@ -18,7 +18,8 @@ from perdure.methods import EWC, SI, Replay
 def train(model: nn.Module, rows: slice) -> perdure.Learner:
     warnings.simplefilter("ignore", PerdureWarning)
     generator = torch.Generator().manual_seed(0)
-    learner = perdure.Learner(model, partial(torch.optim.SGD, lr=0.05, momentum=0.9), [EWC(strength=1), SI(strength=0.1)])
+    optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    learner = perdure.Learner(model, optimizer, [EWC(strength=1), SI(strength=0.1)])
     for task in range(2):
         x, y = torch.randn(64, 12, generator=generator), torch.randint(0, 3, (64,), generator=generator)
         learner.begin_task(str(task), (x, y))

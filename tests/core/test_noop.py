@@ -27,7 +27,6 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 }
 
 
-
 def grouped(named: Any) -> torch.optim.Optimizer:
     """Biases without decay and with a rate of their own."""
     pairs = list(named)

@@ -1,7 +1,7 @@
 """Published class-incremental accuracies on Split MNIST, with bands on both sides.
 
-Buzzega et al. 2020, arXiv 2004.07211: means of 10 runs in the authors' repository; standard deviations as recalled from the
-paper. A mean over n seeds is accepted within max(1.0, 2.5 sqrt(sd^2 / 10 + sd^2 / n)) points of the published mean.
+Buzzega et al. 2020, arXiv 2004.07211: means of 10 runs in the authors' repository; standard deviations as recalled from
+the paper. A mean over n seeds is accepted within max(1.0, 2.5 sqrt(sd^2 / 10 + sd^2 / n)) points of the published mean.
 """
 
 import math

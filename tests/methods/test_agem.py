@@ -1,0 +1,166 @@
+"""A-GEM in training: the drawn reference, the memory behind it, and steps that change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_problems import (
+    Watcher,
+    batches,
+    current_loss,
+    gradient_of,
+    masked_cross_entropy,
+    momentum,
+    same_bits,
+    sgd,
+    sgd_step,
+    toy_model,
+    toy_stream,
+    weights,
+)
+from torch.nn import functional as F
+
+import perdure
+from perdure.methods import AGEM
+from perdure.seeding import generator
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+def test_training_equals_a_hand_written_loop(scenario: str) -> None:
+    stream = toy_stream(scenario, tasks=4)
+    outputs = 2 if scenario == "domain" else 8
+    ours, theirs = toy_model(outputs), toy_model(outputs)
+    method = AGEM(per_task=6, batch_size=9)
+    perdure.Learner(ours, sgd, [method]).fit(stream, batch_size=8)
+
+    draw = generator(0, "method", "agem")
+    changed = kept = 0
+    for task in stream:
+        past = method.memory.finished[: task.index]
+        for x, y in batches(stream, task.index):
+            g = gradient_of(current_loss(theirs(x), y, task, scenario), theirs)
+            if past:
+                memory = {name: torch.cat([m[name] for m in past]) for name in ("x", "y", "task")}
+                rows = torch.randperm(len(memory["y"]), generator=draw)[:9]
+                logits, targets = theirs(memory["x"][rows]), memory["y"][rows]
+                if scenario == "task":
+                    loss = masked_cross_entropy(logits, targets, [stream[int(t)].classes for t in memory["task"][rows]])
+                else:
+                    loss = F.cross_entropy(logits, targets)
+                r = gradient_of(loss, theirs)
+                if g @ r < 0:
+                    changed += 1
+                    g = g - (g @ r) / (r @ r) * r
+                else:
+                    kept += 1
+            sgd_step(theirs, g)
+    assert changed > 2
+    assert kept > (-1 if scenario == "class" else 2)  # in a class-incremental stream every step is against the past
+    assert torch.allclose(weights(ours), weights(theirs), atol=2e-5)
+
+
+def test_without_a_violation_the_optimizer_gets_the_gradient_bit_for_bit() -> None:
+    """The course's version left the memory's gradient in place and trained on the memory alone."""
+    stream = toy_stream("domain", tasks=1)
+    models = toy_model(2), toy_model(2)
+    watcher = Watcher()
+    x, y = stream[0].train.gather(torch.arange(40))
+    for model, methods in ((models[0], [AGEM(per_task=40), watcher]), (models[1], [])):
+        learner = perdure.Learner(model, momentum, methods)
+        for name in ("first", "second"):
+            learner.begin_task(name)
+            for _ in range(5):
+                learner.step(x, y)
+                if name == "second" and methods:
+                    last = watcher.steps[-1]
+                    assert torch.equal(last["raw"], last["final"])
+                    flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+                    assert torch.equal(flat, last["raw"])
+            learner.end_task()
+    assert same_bits(*models)
+
+
+def test_projected_gradients_are_shorter_orthogonal_to_the_reference_and_occur() -> None:
+    stream = toy_stream("class")
+    watcher = Watcher()
+    method = AGEM(per_task=20, batch_size=1000)  # the draw is then the whole memory
+    model = toy_model()
+    learner = perdure.Learner(model, sgd, [method, watcher])
+    learner.fit_task(stream[0], batch_size=8)
+    learner.begin_task(stream[1])
+    projected = 0
+    for x, y in batches(stream, 1):
+        memory = method.memory.finished[0]
+        r = gradient_of(F.cross_entropy(model(memory["x"]), memory["y"]), model)
+        learner.step(x, y)
+        raw, final = watcher.steps[-1]["raw"], watcher.steps[-1]["final"]
+        assert float(final @ r) >= -1e-6 * float(r @ r)
+        if raw @ r < -1e-6:
+            projected += 1
+            assert final.norm() < raw.norm()
+            assert torch.allclose(final, raw - (raw @ r) / (r @ r) * r, atol=1e-5)
+        elif raw @ r > 1e-6:
+            assert torch.equal(final, raw)
+    assert projected > 2
+
+
+@pytest.mark.parametrize("head", [None, "multi"])
+def test_the_memory_never_holds_the_current_task(head: str | None) -> None:
+    stream = toy_stream("task")
+    method = AGEM(per_task=10)
+    learner = perdure.Learner(toy_model(head=head), sgd, [method], scenario="task")
+    seen = []
+    for task in stream:
+        learner.begin_task(task)
+        for x, y in batches(stream, task.index):
+            learner.step(x, y)
+            drawn = method.memory.draw(1000, torch.Generator())
+            seen.append(set() if drawn is None else set(drawn["task"].tolist()))
+        learner.end_task()
+    assert seen == [set()] * 5 + [{0}] * 5 + [{0, 1}] * 5
+    assert len(method.memory) == 30
+
+
+def test_the_capacity_is_divided_by_the_number_of_tasks() -> None:
+    stream = toy_stream("class", tasks=4)
+    method = AGEM(capacity=30)
+    perdure.Learner(toy_model(8), sgd, [method]).fit(stream, batch_size=8)
+    assert [len(memory["y"]) for memory in method.memory.finished] == [7] * 4
+
+
+def test_the_first_task_is_fine_tuning() -> None:
+    stream = toy_stream("class")
+    ours, plain = toy_model(norm=True), toy_model(norm=True)
+    for model, methods in ((ours, [AGEM()]), (plain, [])):
+        perdure.Learner(model, momentum, methods).fit_task(stream[0], batch_size=8)
+    assert same_bits(ours, plain)
+
+
+def test_several_heads_guarantee_what_the_optimizer_can_keep() -> None:
+    """The old heads are not moved, so the constraint is on the shared weights alone."""
+    stream = toy_stream("task")
+    method = AGEM(per_task=20, batch_size=1000)  # the draw is then the whole memory
+    model = toy_model(head="multi")
+    learner = perdure.Learner(model, sgd, [method], scenario="task")
+    for task in stream[:2]:
+        learner.fit_task(task, batch_size=8, epochs=3)
+    heads = [p.detach().clone() for i in range(2) for p in model.head.heads[f"task_{i}"].parameters()]
+    learner.begin_task(stream[2])
+    body, against = list(model.body.parameters()), 0
+    for x, y in batches(stream, 2, epochs=3):
+        losses = []
+        for memory, task in zip(method.memory.finished, stream, strict=False):
+            logits = model.head.heads[f"task_{task.index}"](model.features(memory["x"]))
+            losses.append(F.cross_entropy(logits, memory["y"] - 2 * task.index))
+        r = torch.cat([g.flatten() for g in torch.autograd.grad(torch.stack(losses).mean(), body)])
+        plain = F.cross_entropy(model.head.heads["task_2"](model.features(x)), y - 4)
+        g = torch.cat([part.flatten() for part in torch.autograd.grad(plain, body)])
+        before = torch.cat([p.detach().flatten() for p in body])
+        learner.step(x, y)
+        applied = (before - torch.cat([p.detach().flatten() for p in body])) / 0.1
+        against += bool(g @ r < -1e-4)
+        assert torch.allclose(applied, g - min(0, float(g @ r / (r @ r))) * r, atol=1e-5)
+        assert float(applied @ r) >= -1e-5 * max(1.0, float(r @ r))
+    assert against > 2
+    now = [p for i in range(2) for p in model.head.heads[f"task_{i}"].parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(now, heads, strict=True))

@@ -1,0 +1,284 @@
+"""The one anchored penalty: exact merging, analytic gradients, the proximal step, growth."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import pytest
+import torch
+from small_problems import sgd, toy_model, toy_stream, weights
+from torch import Tensor, nn
+
+import perdure
+from perdure.errors import PerdureWarning
+from perdure.methods import EWC, L2, SI
+from perdure.methods.quadratic import AnchoredPenalty
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*alone on a class-incremental")
+
+
+@dataclass
+class Given(AnchoredPenalty):
+    """A penalty whose importances the test sets."""
+
+    name: ClassVar[str] = "given"
+
+
+def with_penalty(penalty: AnchoredPenalty, model: nn.Module | None = None, lr: float = 0.1) -> perdure.Learner:
+    """A learner whose loss has no gradient, so that the penalty alone moves the weights."""
+    return perdure.Learner(
+        nn.Linear(4, 3) if model is None else model,
+        partial(torch.optim.SGD, lr=lr),
+        [penalty],
+        criterion=lambda outputs, y: outputs.sum(1) * 0.0,
+    )
+
+
+def tasks(count: int, size: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Importances (some zero, some tiny, some huge) and anchors."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        importance = torch.rand(size, generator=draw, dtype=dtype) * 10 ** torch.randint(-6, 4, (size,), generator=draw)
+        importance[torch.rand(size, generator=draw) < 0.3] = 0
+        made.append((importance, torch.randn(size, generator=draw, dtype=dtype)))
+    return made
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_merged_anchors_equal_the_explicit_sum_over_tasks_in_any_order(dtype: torch.dtype, tolerance: float) -> None:
+    given = tasks(4, 15, dtype)
+    theta = torch.randn(15, generator=torch.Generator().manual_seed(9), dtype=dtype)
+    wide = theta.double().clone().requires_grad_()
+    explicit = sum((3.0 / 2 * (f.double() * (wide - a.double()) ** 2).sum() for f, a in given), torch.zeros(()))
+    (expected,) = torch.autograd.grad(explicit, wide)
+    for order in itertools.permutations(given):
+        penalty = Given(strength=3.0)
+        learner = with_penalty(penalty, nn.Linear(4, 3).to(dtype), lr=1e-9)
+        for importance, anchor in order:
+            penalty.absorb(importance, anchor)
+        learner.parameters.theta.copy_(theta)
+        assert penalty.penalty() == pytest.approx(float(explicit.detach()), rel=tolerance)
+        gradient = torch.zeros_like(theta)
+        penalty.add_gradient(gradient)
+        scale = float(expected.abs().max())
+        assert torch.allclose(gradient.double(), expected, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_injected_gradient_is_autograds_bit_for_bit_with_one_anchor() -> None:
+    (importance, anchor), *_ = tasks(1, 15, torch.float32)
+    penalty = Given(strength=2.0)
+    learner = with_penalty(penalty, lr=1e-9)
+    penalty.absorb(importance, anchor)
+    theta = learner.parameters.theta.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((importance * (theta - anchor) ** 2).sum(), theta)
+    gradient = torch.zeros_like(expected)
+    penalty.add_gradient(gradient)
+    assert torch.equal(gradient, expected)
+
+
+def test_penalty_and_gradient_vanish_on_the_anchor() -> None:
+    penalty = Given(strength=1e6)
+    learner = with_penalty(penalty, lr=1e-9)
+    penalty.absorb(torch.rand(15), learner.parameters.theta)
+    gradient = torch.zeros(15)
+    penalty.add_gradient(gradient)
+    assert penalty.penalty() == 0.0
+    assert torch.equal(gradient, torch.zeros(15))
+
+
+def test_nothing_that_was_absorbed_is_kept_or_changed() -> None:
+    given = tasks(2, 15, torch.float32)
+    copies = [(f.clone(), a.clone()) for f, a in given]
+    penalty = Given()
+    learner = with_penalty(penalty, lr=1e-9)
+    for importance, anchor in given:
+        penalty.absorb(importance, anchor)
+    state = penalty.importance.clone(), penalty.anchor.clone()
+    assert all(torch.equal(f, g) and torch.equal(a, b) for (f, a), (g, b) in zip(given, copies, strict=True))
+    for importance, anchor in given:
+        importance.fill_(7), anchor.fill_(7)
+    learner.parameters.theta.fill_(5)
+    assert torch.equal(penalty.importance, state[0])
+    assert torch.equal(penalty.anchor, state[1])
+
+
+@pytest.mark.parametrize("make", [L2, EWC, SI], ids=lambda m: m.__name__)
+def test_no_state_aliases_theta(make: type[AnchoredPenalty]) -> None:
+    stream = toy_stream("domain")
+    penalty = make(strength=0.01)
+    learner = perdure.Learner(toy_model(2), sgd, [penalty])
+    for index in range(2):
+        learner.fit_task(stream[index], batch_size=8)
+        state = {name: getattr(penalty, name).clone() for name in penalty.aligned}
+        anchor = learner.parameters.theta.clone()
+        learner.parameters.theta.add_(1.0)
+        assert all(torch.equal(getattr(penalty, name), value) for name, value in state.items())
+        learner.parameters.theta.copy_(anchor)
+
+
+# -- the proximal step ------------------------------------------------------------------------------------------------
+
+
+def test_the_proximal_step_shrinks_the_distance_by_one_plus_a_however_stiff() -> None:
+    importance = torch.tensor([0.0, 1.0, 10.0] * 5)
+    penalty = Given(strength=100.0, solver="prox")
+    learner = with_penalty(penalty)  # rate 0.1: a = 0, 10 and 100
+    anchor = torch.randn(15)
+    penalty.absorb(importance, anchor)
+    distance = learner.parameters.theta - anchor
+    for power in range(1, 4):
+        learner.begin_task("again") if learner.task is None else None
+        learner.step(torch.ones(2, 4), torch.zeros(2))
+        expected = distance / (1 + 0.1 * 100 * importance) ** power
+        assert torch.allclose(learner.parameters.theta - anchor, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_steps_diverge_where_proximal_steps_do_not_and_that_is_said() -> None:
+    found = {}
+    for solver in ("grad", "prox"):
+        penalty = Given(strength=30.0, solver=solver)
+        learner = with_penalty(penalty)
+        if solver == "grad":
+            with pytest.warns(PerdureWarning, match="reaches 3"):
+                penalty.absorb(torch.ones(15), learner.parameters.theta + 1)
+        else:
+            penalty.absorb(torch.ones(15), learner.parameters.theta + 1)
+        learner.begin_task("b")
+        for _ in range(50):
+            learner.step(torch.ones(2, 4), torch.zeros(2))
+        found[solver] = float((learner.parameters.theta - penalty.anchor).abs().max())
+    assert found["grad"] > 1e14
+    assert found["prox"] < 1e-6
+
+
+@pytest.mark.parametrize("solver", ["grad", "prox"])
+def test_both_solvers_have_the_closed_form_as_fixed_point_under_plain_sgd(solver: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 4, generator=draw), torch.randn(30, 1, generator=draw)
+    importance, anchor = torch.tensor([0.0, 0.5, 1.0, 3.0]), torch.randn(4, generator=draw)
+    penalty = Given(strength=2.0, solver=solver)
+    model = nn.Linear(4, 1, bias=False)
+    learner = perdure.Learner(
+        model, sgd, [penalty], criterion=lambda outputs, targets: 0.5 * (outputs - targets).square().sum(1)
+    )
+    penalty.absorb(importance, anchor)
+    learner.begin_task("b")
+    for _ in range(800):
+        learner.step(x, y)
+    hessian = x.double().T @ x.double() / 30
+    pull = 2.0 * importance.double()
+    expected = torch.linalg.solve(
+        hessian + pull.diag(), (x.double().T @ y.double() / 30)[:, 0] + pull * anchor.double()
+    )
+    assert torch.allclose(weights(model).double(), expected, atol=1e-5)
+
+
+def test_the_proximal_step_uses_each_groups_rate_and_leaves_frozen_and_anchored_weights_their_bits() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+
+    def groups(named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        (_, a), (_, b), (_, c) = named
+        return torch.optim.SGD([{"params": [a], "lr": 0.5}, {"params": [b, c], "lr": 0.1}], lr=1.0)
+
+    penalty = Given(strength=2.0, solver="prox")
+    learner = perdure.Learner(model, groups, [penalty], criterion=lambda outputs, y: outputs.sum(1) * 0.0)
+    anchor = learner.parameters.theta + 1
+    anchor[6:8] = learner.parameters.theta[6:8]
+    penalty.absorb(torch.ones(14), anchor)
+    before = learner.parameters.theta.clone()
+    model[2].weight.requires_grad_(False)
+    learner.begin_task("b")
+    learner.step(torch.ones(2, 3), torch.zeros(2))
+    theta = learner.parameters.theta
+    assert torch.allclose(theta[:6] - anchor[:6], (before - anchor)[:6] / 2, atol=1e-6)
+    assert torch.equal(theta[6:8], before[6:8])
+    assert torch.allclose(theta[8:10] - anchor[8:10], (before - anchor)[8:10] / 1.2, atol=1e-6)
+    assert torch.equal(theta[10:], before[10:])
+
+
+# -- scope and growth -------------------------------------------------------------------------------------------------
+
+
+def test_excluded_parameters_are_free() -> None:
+    stream = toy_stream("domain")
+    penalty = EWC(strength=1.0, exclude=("head", "*.bias"))
+    learner = perdure.Learner(toy_model(2), sgd, [penalty])
+    learner.fit_task(stream[0], batch_size=8)
+    views = learner.parameters.views(penalty.importance)
+    assert views["body.0.weight"].sum() > 0
+    assert all(not views[name].any() for name in views if name != "body.0.weight")
+
+
+@pytest.mark.parametrize("make", [L2, EWC, SI], ids=lambda m: m.__name__)
+def test_rows_of_new_classes_are_free_and_old_rows_keep_their_importance(make: type[AnchoredPenalty]) -> None:
+    stream = toy_stream("class")
+    penalty = make(strength=0.01)
+    learner = perdure.Learner(toy_model(head="growing"), sgd, [penalty])
+    learner.fit_task(stream[0], batch_size=8)
+    old = {name: view.clone() for name, view in learner.parameters.views(penalty.importance).items()}
+    assert old["head.weight"].shape == (2, 7)
+    learner.begin_task(stream[1])
+    new = learner.parameters.views(penalty.importance)
+    assert torch.equal(new["head.weight"][:2], old["head.weight"])
+    assert torch.equal(new["body.0.weight"], old["body.0.weight"])
+    assert old["head.weight"].sum() > 0
+    assert not new["head.weight"][2:].any()
+    assert penalty.penalty() == 0.0
+    learner.parameters.views(learner.parameters.theta)["head.weight"][2:].add_(1.0)
+    assert penalty.penalty() == 0.0
+
+
+@pytest.mark.parametrize("solver", ["grad", "prox"])
+@pytest.mark.parametrize("make", [L2, EWC, SI], ids=lambda m: m.__name__)
+def test_the_first_task_is_unaffected_and_the_second_is_not(make: type[AnchoredPenalty], solver: str) -> None:
+    stream = toy_stream("domain")
+    penalised = perdure.Learner(toy_model(2), sgd, [make(strength=0.5, solver=solver)])
+    plain = perdure.Learner(toy_model(2), sgd)
+    for learner in (penalised, plain):
+        learner.fit_task(stream[0], batch_size=8)
+    assert torch.equal(penalised.parameters.theta, plain.parameters.theta)
+    for learner in (penalised, plain):
+        learner.fit_task(stream[1], batch_size=8)
+    assert not torch.equal(penalised.parameters.theta, plain.parameters.theta)
+
+
+def test_an_idle_heads_weights_are_not_moved_by_a_penalty() -> None:
+    stream = toy_stream("task")
+    learner = perdure.Learner(
+        toy_model(head="multi"), partial(torch.optim.AdamW, lr=0.01), [L2(strength=1.0, mode="all")]
+    )
+    learner.fit_task(stream[0], batch_size=8)
+    before = [p.detach().clone() for p in learner.model.head.heads["task_0"].parameters()]
+    for index in (1, 2):
+        learner.fit_task(stream[index], batch_size=8)
+    assert all(torch.equal(p, q) for p, q in zip(learner.model.head.heads["task_0"].parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("solver", ["grad", "prox"])
+def test_the_order_of_the_models_parameters_does_not_matter(solver: str) -> None:
+    class Net(nn.Module):
+        def __init__(self, names: str) -> None:
+            super().__init__()
+            for name in names:
+                self.add_module(name, nn.Linear(5, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.a(x) * self.b(x)
+            return out
+
+    stream = toy_stream("domain")
+    found = []
+    reference = Net("ab").state_dict()
+    for names in ("ab", "ba"):
+        model = Net(names)
+        model.load_state_dict(reference)
+        learner = perdure.Learner(model, sgd, [EWC(strength=1.0, solver=solver)])
+        for index in range(2):
+            learner.fit_task(stream[index], batch_size=8)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])

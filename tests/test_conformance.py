@@ -1,0 +1,43 @@
+"""Every registered method passes the conformance suite, in both scenarios that show or hide the task."""
+
+from collections.abc import Callable
+
+import pytest
+
+from perdure import registry
+from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, Joint, LwF, Method, Replay
+from perdure.testing import MethodSuite
+
+METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
+    "agem": (lambda: AGEM(per_task=10), lambda: AGEM(batch_size=0)),
+    "der": (lambda: DER(capacity=30), lambda: DER(capacity=0)),
+    "derpp": (lambda: DERpp(capacity=30), lambda: DERpp(alpha=0, beta=0)),
+    "ewc": (lambda: EWC(strength=1.0), lambda: EWC(strength=0)),
+    "gem": (lambda: GEM(per_task=10), lambda: GEM(per_task=0)),
+    "joint": (Joint, lambda: None),
+    "l2": (lambda: L2(strength=0.1), lambda: L2(strength=0)),
+    "lwf": (LwF, lambda: LwF(strength=0)),
+    "replay": (lambda: Replay(capacity=30), lambda: Replay(capacity=0)),
+    "si": (lambda: SI(strength=0.1), lambda: SI(strength=0)),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
+
+
+def test_no_registered_method_is_left_out() -> None:
+    assert sorted(METHODS) == registry.methods.names()
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+@pytest.mark.parametrize("name", METHODS)
+class TestMethods(MethodSuite):
+    @pytest.fixture(autouse=True)
+    def _choose(self, name: str, scenario: str) -> None:
+        self.build, self.build_off = METHODS[name]
+        self.scenario = scenario
+
+    def on(self) -> Method:
+        return self.build()
+
+    def off(self) -> Method | None:
+        return self.build_off()
