@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perdure.batch import Batch, Source, joined
 from perdure.errors import ModelError, UsageError
-from perdure.tree import leaves, take, tree_map
+from perdure.tree import take, to_device, tree_map
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,17 +33,19 @@ class Forward:
     model
         Called with the prepared input; a dictionary is passed as keywords. Its answer is a tensor [rows, columns], or
         an object with `.logits`.
+    like
+        The parameter vector, whose device and type floating inputs get.
     precision
         "float32", or "bfloat16" and "float16" for autocast.
     channels_last
         Whether 4-D inputs are brought into that memory format.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str, channels_last: bool) -> None:
+    def __init__(self, model: nn.Module, like: Tensor, precision: str, channels_last: bool) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is '{precision}', it must be one of {', '.join(PRECISIONS)}")
         self.model = model
-        self.device = device
+        self.device, self.dtype = like.device, like.dtype
         self.precision = precision
         self.channels_last = channels_last
         self.prepare: Callable[[Any], Any] = default_prepare
@@ -51,13 +53,14 @@ class Forward:
 
     def inputs(self, x: Any) -> Any:
         """Stored rows on the device, prepared for the model."""
-        if isinstance(x, Tensor) and x.device == self.device:
-            prepared = self.prepare(x)
-        else:
-            prepared = self.prepare(tree_map(lambda leaf: leaf.to(self.device, non_blocking=True), x))
+        prepared = tree_map(self._cast, self.prepare(to_device(x, self.device)))
         if self.channels_last and isinstance(prepared, Tensor) and prepared.dim() == 4:
             prepared = prepared.contiguous(memory_format=torch.channels_last)
         return prepared
+
+    def _cast(self, leaf: Tensor) -> Tensor:
+        """Floating inputs in the parameters' type: stored rows may be older than a `model.double()`."""
+        return leaf.to(self.dtype) if leaf.is_floating_point() and leaf.dtype != self.dtype else leaf
 
     def call(self, prepared: Any, function: Callable[..., Any] | None = None) -> Tensor:
         """The model's outputs [rows, columns] for prepared inputs; `function` runs in the model's place."""
@@ -106,9 +109,3 @@ class Forward:
             order.append(chosen)
         back = torch.cat(order).argsort().to(outputs[0].device)
         return torch.cat(outputs).index_select(0, back)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer is; the CPU if it has none."""
-    tensors = [*leaves(list(model.parameters())), *leaves(list(model.buffers()))]
-    return tensors[0].device if tensors else torch.device("cpu")

@@ -20,13 +20,14 @@ from perdure.compatibility import check_methods, check_scenario, check_task
 from perdure.criterion import Criterion, RowLoss
 from perdure.data.examples import as_examples
 from perdure.errors import ModelError, UsageError
-from perdure.forward import Forward, default_prepare, device_of, has_convolutions
+from perdure.forward import Forward, default_prepare, has_convolutions
 from perdure.methods.base import HOOKS, Method
 from perdure.methods.side_passes import eval_mode
+from perdure.models.heads import open_columns
 from perdure.optimizers import Factory, Optimizers
 from perdure.parameters import ParameterVector, Remap
 from perdure.streams.task import Stream, Task
-from perdure.tree import rows, take, tree_map
+from perdure.tree import as_tensors, rows, take, to_device
 
 DEFAULT_OPTIMIZER: Factory = partial(torch.optim.Adam, lr=1e-3)
 
@@ -107,14 +108,14 @@ class Learner:
         if channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        self.device = device_of(model)
         self.seed = seed
         self.clip_norm, self.clip_value, self.micro_batches = clip_norm, clip_value, micro_batches
         self.parameters = ParameterVector(model)
+        self.device = self.parameters.theta.device
         self.optimizers = Optimizers(optimizer, list(self.parameters.members.items()))
         self.schedulers = [scheduler(each) for each in self.optimizers.all] if scheduler else []
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
-        self.forward = Forward(model, self.device, precision, channels_last)
+        self.forward = Forward(model, self.parameters.theta, precision, channels_last)
         self.criterion = Criterion(criterion)
         self.classes = ClassTable(active_classes, self.device)
         self.scenario: str | None = None
@@ -259,7 +260,8 @@ class Learner:
             task = Task(self.tasks_begun, str(task), data, None, tuple(classes))
         check_task(self.methods, task)
         self.classes.open(task.index, task.classes)
-        self._grow_heads(task)
+        if task.classes:
+            open_columns(self.parameters.module, task.index, task.classes)
         self._follow_model()
         self.task = task = self._extended(task)
         self.tasks_begun += 1
@@ -337,13 +339,13 @@ class Learner:
                 raise UsageError(
                     f"'{blocked[0]}' needs to know where tasks begin; call begin_task() before partial_fit()"
                 )
-        self.step(_tensors(x), _tensors(y))
+        self.step(as_tensors(x), as_tensors(y))
         return self
 
     @torch.no_grad()
     def outputs(self, x: Any, task: int | None = None, batch_size: int = 512) -> Tensor:
         """Raw outputs [rows, columns] in evaluation mode, for stored rows `x`."""
-        x = _tensors(x)
+        x = as_tensors(x)
         with eval_mode(self.model):
             chunks = [self.forward(take(x, slice(i, i + batch_size)), task) for i in range(0, rows(x), batch_size)]
         return torch.cat(chunks)
@@ -352,7 +354,7 @@ class Learner:
     def predict(self, x: Any, task: int | None = None) -> Tensor:
         """Class columns, int64 [rows]: over the classes seen so far, or over those of `task` if it is given."""
         if self.hooks["predict"]:
-            return self.hooks["predict"][0].predict(_tensors(x), task)
+            return self.hooks["predict"][0].predict(as_tensors(x), task)
         return self.classes.argmax(self.outputs(x, task), task)
 
     def evaluate(self, stream: Stream) -> Any:
@@ -393,22 +395,14 @@ class Learner:
         heads = [m.activate for m in self.parameters.module.modules() if callable(getattr(m, "activate", None))]
         self.forward.activators = [*heads, *(method.activate for method in self.hooks["activate"])]  # type: ignore[list-item]
 
-    def _grow_heads(self, task: Task) -> None:
-        if not task.classes:
-            return
-        for module in list(self.parameters.module.modules()):
-            if callable(getattr(module, "grow", None)):
-                module.grow(max(task.classes) + 1)  # type: ignore[operator]
-            if callable(getattr(module, "activate", None)) and callable(getattr(module, "add", None)):
-                module.add(task.index, task.classes)  # type: ignore[operator]
-
     def _follow_model(self) -> None:
         """Notice parameters that were added, replaced, resized, thawed or moved, and move everything along."""
         if not self.parameters.changed():
             return
         remap = self.parameters.rebind()
-        self.device = device_of(self.model)
-        self.forward.device = self.classes.device = self.device
+        theta = self.parameters.theta
+        self.device = self.forward.device = self.classes.device = theta.device
+        self.forward.dtype = theta.dtype
         self.optimizers.rebind(list(self.parameters.members.items()))
         if remap is not None:
             self.resize(remap)
@@ -428,13 +422,4 @@ class Learner:
         self._width_checked = True
 
     def _on_device(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value if value.device == self.device else value.to(self.device, non_blocking=True)
-        return tree_map(lambda leaf: leaf.to(self.device, non_blocking=True), value)
-
-
-def _tensors(value: Any) -> Any:
-    """Numpy arrays and lists of numbers as tensors; trees of tensors as they are."""
-    if isinstance(value, (Tensor, dict, tuple)):
-        return value
-    return torch.as_tensor(value)
+        return to_device(value, self.device)

@@ -77,6 +77,7 @@ class Optimizers:
             self._regroup(named)
         elif added:
             self._append(added)
+        self._convert()
         self._drop({id(p) for p in before.values()} - {id(p) for _, p in named})
         self._check()
 
@@ -88,6 +89,14 @@ class Optimizers:
                 group["params"] = [new if p is old else p for p in group["params"]]
             if old in optimizer.state:
                 optimizer.state[new] = {k: _grown(k, v, old, new) for k, v in optimizer.state.pop(old).items()}
+
+    def _convert(self) -> None:
+        """Follow parameters to another device or type, which `module.to` does behind an optimizer's back."""
+        for optimizer in self.all:
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.dim() and value.is_floating_point():
+                        state[key] = value.to(parameter.device, parameter.dtype)
 
     def _regroup(self, named: Named) -> None:
         assert self.factory is not None

@@ -62,16 +62,20 @@ class Remap:
     """Moves vectors from one layout to another: by name, the common corner of every tensor, a fill elsewhere.
 
     Calling `remap(vector, fill)` returns a new vector of the new layout; `fill` is a number, or a vector of the new
-    layout (usually the new `theta`) whose values new entries take.
+    layout (usually the new `theta`) whose values new entries take. With `was` and `now`, the old and the new `theta`,
+    the result also follows a change of device, and of type where the vector had the old one's.
     """
 
-    def __init__(self, old: Layout, new: Layout) -> None:
+    def __init__(self, old: Layout, new: Layout, was: Tensor | None = None, now: Tensor | None = None) -> None:
         self.old, self.new = old, new
+        self._was, self._now = was, now
         self._old_slots = {slot.name: slot for slot in old}
 
     def __call__(self, vector: Tensor, fill: float | Tensor) -> Tensor:
         if vector.shape != (self.old.length,):
             raise ModelError(f"a state vector has shape {tuple(vector.shape)}, the parameters had {self.old.length}")
+        if self._was is not None and self._now is not None:
+            vector = vector.to(self._now.device, self._now.dtype if vector.dtype == self._was.dtype else vector.dtype)
         if isinstance(fill, Tensor):
             moved = fill.to(vector.dtype).clone()
         else:
@@ -134,13 +138,13 @@ class ParameterVector:
     def rebind(self) -> Remap | None:
         """Make the parameters views of `theta` again, whatever happened to the module.
 
-        Returns the remap that every aligned vector has to follow, or None if the layout is unchanged.
+        Returns the remap that every aligned vector has to follow, or None if layout, device and type are unchanged.
         """
         members = self._collect()
         first = next(iter(members.values()))
         align = max(1, _CUDA_ALIGNMENT_BYTES // first.element_size()) if first.is_cuda else 1
         layout = _lay_out(members, align)
-        previous = self.layout
+        previous, was = self.layout, self.theta
         theta = torch.zeros(layout.length, dtype=first.dtype, device=first.device)
         with torch.no_grad():
             for slot, parameter in zip(layout, members.values(), strict=True):
@@ -152,7 +156,9 @@ class ParameterVector:
         self.members, self.layout, self._grads = members, layout, []
         owners = {id(p): (m._parameters, key) for m in self.module.modules() for key, p in m._parameters.items()}
         self._watch = [(*owners[id(p)], p, p.data_ptr()) for p in members.values()]
-        return Remap(previous, layout) if previous.slots and previous != layout else None
+        if not previous.slots or (previous, was.device, was.dtype) == (layout, theta.device, theta.dtype):
+            return None
+        return Remap(previous, layout, was, theta)
 
     def intact(self) -> bool:
         """Whether every parameter is still the view that was bound (cheap enough for every step)."""

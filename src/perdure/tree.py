@@ -20,6 +20,18 @@ def tree_map(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return tree
 
 
+def to_device(tree: Any, device: torch.device) -> Any:
+    """Every tensor of `tree` on a device; the copy does not wait."""
+    if isinstance(tree, Tensor):
+        return tree if tree.device == device else tree.to(device, non_blocking=True)
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True), tree)
+
+
+def as_tensors(value: Any) -> Any:
+    """Numpy arrays and lists of numbers as tensors; trees of tensors as they are."""
+    return value if isinstance(value, (Tensor, dict, tuple)) else torch.as_tensor(value)
+
+
 def leaves(tree: Any) -> list[Tensor]:
     """The tensors of `tree` in a fixed order (dictionaries in insertion order)."""
     if isinstance(tree, Tensor):

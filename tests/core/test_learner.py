@@ -274,6 +274,21 @@ def test_freezing_a_layer_stops_it_and_thawing_finds_its_state() -> None:
     assert not torch.equal(learner.model.body[0].weight, frozen)
 
 
+def test_a_model_that_changes_its_type_takes_every_state_along() -> None:
+    methods: list[Method] = [EWC(strength=1), SI(strength=0.1), LwF(), DERpp(20)]
+    learner = perdure.Learner(mlp(), partial(torch.optim.Adam, lr=0.01), methods)
+    x, y = torch.randn(40, 64), torch.arange(40) % 10
+    learner.fit_task("a", (x, y))
+    kept = learner.methods[1].importance.clone()
+    learner.model.double()
+    learner.fit_task("b", (x.double(), y), epochs=2)
+    assert learner.parameters.theta.dtype == torch.float64
+    assert learner.methods[1].importance.dtype == torch.float64
+    assert float((learner.methods[1].importance >= kept).float().mean()) == 1
+    state = learner.optimizers.all[0].state[learner.model.head.weight]
+    assert state["exp_avg"].dtype == torch.float64
+
+
 def test_values_loaded_with_assign_are_followed_at_the_next_step() -> None:
     learner = perdure.Learner(mlp(), partial(torch.optim.Adam, lr=0.01))
     x, y = torch.randn(8, 64), torch.arange(8)

@@ -136,6 +136,13 @@ def test_the_memory_is_a_uniform_sample_of_each_finished_task_in_equal_parts() -
         assert memory["task"].tolist() == [task.index] * 7
 
 
+@pytest.mark.parametrize("method", [GEM(capacity=30), perdure.methods.AGEM(capacity=30)], ids=lambda m: m.name)
+def test_a_shared_capacity_needs_a_stream_that_says_how_many_share_it(method: Method) -> None:
+    learner = perdure.Learner(toy_model(), sgd, [method])
+    with pytest.raises(perdure.errors.UsageError, match="per_task"):
+        learner.begin_task("one of who knows how many")
+
+
 def test_every_row_of_a_task_is_as_likely_to_be_remembered() -> None:
     x = torch.arange(50, dtype=torch.float32)[:, None]
     kept = torch.zeros(5)

@@ -98,6 +98,24 @@ def test_without_restart_training_goes_on_from_the_current_weights() -> None:
     assert same_bits(ours, theirs)
 
 
+def test_a_schedule_begins_anew_too() -> None:
+    """Otherwise the last union would be trained with what an earlier task's schedule left of the rate."""
+    stream = toy_stream("domain")
+    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=4, gamma=0.5)
+    ours, theirs = toy_model(2), toy_model(2)
+    perdure.Learner(ours, momentum, [Joint()], scheduler=schedule).fit(stream, batch_size=8)
+    step = momentum(theirs.parameters())
+    rates = schedule(step)
+    x = torch.cat([task.train.x for task in stream])
+    y = torch.cat([task.train.targets for task in stream])
+    for rows in draw_plan(120, (0, "plan", 2), batch_size=8):
+        step.zero_grad()
+        nn.functional.cross_entropy(theirs(x[rows]), y[rows]).backward()
+        step.step()
+        rates.step()
+    assert same_bits(ours, theirs)
+
+
 def test_it_needs_the_whole_stream() -> None:
     stream = toy_stream("class")
     learner = perdure.Learner(toy_model(), momentum, [Joint()])

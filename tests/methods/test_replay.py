@@ -168,23 +168,19 @@ def test_rows_are_stored_after_the_step_and_once_however_many_passes() -> None:
 
 def test_every_row_of_the_stream_is_kept_with_the_same_probability() -> None:
     """Chi-square over five ages; a reservoir that forgets how much it has seen holds mostly the newest fifth."""
-    rows, capacity, runs = 50, 10, 150
-    position = torch.arange(rows, dtype=torch.float32)
-    tasks = [
-        Task(i, f"t{i}", Examples(position[25 * i : 25 * i + 25, None], torch.arange(25) % 2), None, (0, 1))
-        for i in range(2)
-    ]
+    capacity, runs = 10, 60
+    values = torch.arange(50, dtype=torch.float32)[:, None]
+    parts = [Examples(values[first : first + 25], torch.arange(25) % 2) for first in (0, 25)]
+    stream = Stream([Task(i, f"t{i}", part, part, (0, 1)) for i, part in enumerate(parts)], scenario="domain")
+    arrival = torch.cat([25 * task.index + torch.cat(list(stream.plan(task, batch_size=5))) for task in stream])
+    age = arrival.argsort()
     kept = torch.zeros(5)
     for seed in range(runs):
         method = Replay(capacity=capacity, batch_size=1)
         learner = perdure.Learner(torch.nn.Linear(1, 2), partial(torch.optim.SGD, lr=1e-6), [method], seed=seed)
-        for task in tasks:
-            learner.begin_task(task)
-            for i in range(0, 25, 5):
-                learner.step(*task.train.gather(torch.arange(i, i + 5)), first_pass=True)
-                learner.step(*task.train.gather(torch.arange(i, i + 5)), first_pass=False)
-            learner.end_task()
-        kept += torch.bincount((method.buffer.view("x")[:, 0] / 10).long(), minlength=5)
+        learner.fit(stream, batch_size=5, epochs=2)
+        assert len(method.buffer) == capacity
+        kept += torch.bincount(age[method.buffer.view("x")[:, 0].long()] // 10, minlength=5)
     expected = runs * capacity / 5
     assert float(((kept - expected) ** 2 / expected).sum()) < 18.5, kept  # 4 degrees of freedom, p = 0.001
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from perdure.memory.task_memory import TaskMemory
 from perdure.methods.base import Method, check_value
 from perdure.methods.gem import quota
-from perdure.methods.projection import agem_projection, reference_gradient
+from perdure.methods.projection import agem_projection, reference_gradient, without_idle
 from perdure.methods.replay import columns_of
 from perdure.registry import register
 from perdure.seeding import derive
@@ -77,7 +77,7 @@ class AGEM(Method):
         if drawn is None:
             return
         reference = reference_gradient(self.learner, drawn["x"], drawn["y"], drawn["task"])
-        projected = agem_projection(grad, reference)
+        projected = agem_projection(grad, without_idle(self.parameters, reference))
         if projected is not grad:
             grad.copy_(projected)
 

@@ -92,13 +92,8 @@ def logit_loss(batch: Batch, name: str, outputs: Tensor, alpha: float) -> Tensor
         return None
     stored: Tensor = source.extras["logits"]
     now = outputs[batch.slice(name)][:, : stored.shape[1]]
-    valid = source.extras.get("valid")
-    if valid is None and bool(torch.isfinite(stored).all()):
-        values = (now - stored).square().mean(1)
-    else:
-        counts = torch.isfinite(stored) & torch.isfinite(now.detach())
-        if valid is not None:
-            counts &= torch.arange(stored.shape[1], device=stored.device) < valid[:, None].to(stored.device)
-        distance = torch.where(counts, now - torch.where(counts, stored, 0.0), 0.0)
-        values = distance.square().sum(1) / counts.sum(1).clamp_min(1)
+    existed = torch.arange(stored.shape[1], device=stored.device) < source.extras["valid"][:, None]
+    counts = existed & torch.isfinite(stored) & torch.isfinite(now.detach())
+    distance = torch.where(counts, now - torch.where(counts, stored, 0.0), 0.0)
+    values = distance.square().sum(1) / counts.sum(1).clamp_min(1)
     return batch.mean(name, values) * alpha

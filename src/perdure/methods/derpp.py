@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -83,8 +83,9 @@ class DERpp(Method):
         if self.alpha:
             batch = add_drawn(batch, "derpp_logits", self.buffer.sample(size), self.forward, share=0.0)
         if self.beta:
-            labels = add_drawn(batch, "derpp_labels", self.buffer.sample(size), self.forward, share=self.beta)
-            batch = labels.with_sources(*labels.sources[:-1], replace(labels.sources[-1], extras={}))
+            drawn = self.buffer.sample(size)
+            labelled = {name: drawn[name] for name in ("x", "y", "task", "slot")}
+            batch = add_drawn(batch, "derpp_labels", labelled, self.forward, share=self.beta)
         return batch
 
     def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:

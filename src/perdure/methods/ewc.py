@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from perdure.data.examples import Examples
 from perdure.errors import DataError
 from perdure.methods.base import check_choice, check_value
 from perdure.methods.fisher import ESTIMATORS, diagonal_fisher
@@ -40,7 +42,7 @@ class EWC(AnchoredPenalty):
         "rademacher" (unbiased, one backward pass), "exact" (one a class), "sample" (a drawn label), "empirical" (the
         true label) or "predicted". They differ by orders of magnitude on a converged network.
     n_samples
-        Samples of the task to use, exactly so many; all by default.
+        Samples of the task to use, exactly so many: drawn at random, or the first that a loader gives. All by default.
     normalise
         Scale each task's importances to a maximum of 1.
     solver, exclude
@@ -72,13 +74,21 @@ class EWC(AnchoredPenalty):
             check_value(self.name, "n_samples", self.n_samples, 1)
 
     def end_task(self, task: Task) -> None:
-        fisher = self.estimate(self.learner.task_batches(task))
+        fisher = self.estimate(self.learner.task_batches(self._sampled(task)))
         theta = self.parameters.theta
         if self.mode == "separate":
             self.absorb(fisher, theta)
         else:
             old = self.gamma * self.importance if self.importance is not None else 0.0
             self.replace(fisher + old, theta.clone())
+
+    def _sampled(self, task: Task) -> Task:
+        """The task with `n_samples` of its rows drawn at random: the first of sorted data are of one class."""
+        data: Any = task.train
+        if self.n_samples is None or not isinstance(data, Examples) or len(data) <= self.n_samples:
+            return task
+        rows = torch.randperm(len(data), generator=self.generator)[: self.n_samples].sort().values
+        return replace(task, train=data.batches(torch.split(rows, 256)))  # type: ignore[arg-type]
 
     def estimate(self, batches: Iterator[tuple[Any, Tensor]]) -> Tensor:
         """The Fisher diagonal [P] at the current weights on prepared batches, over the columns of the training loss."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from perdure.errors import UsageError
 from perdure.memory.task_memory import TaskMemory
 from perdure.methods.base import Method, check_value
-from perdure.methods.projection import gem_projection, reference_gradient
+from perdure.methods.projection import gem_projection, reference_gradient, without_idle
 from perdure.methods.replay import columns_of
 from perdure.registry import register
 from perdure.seeding import derive
@@ -78,8 +79,9 @@ class GEM(Method):
     def project_gradient(self, grad: Tensor) -> None:
         if not self.memory.finished:
             return
-        rows = [reference_gradient(self.learner, m["x"], m["y"], m["task"]) for m in self.memory.finished]
-        projected = gem_projection(torch.stack(rows), grad, self.margin, self.eps)
+        memories = [reference_gradient(self.learner, m["x"], m["y"], m["task"]) for m in self.memory.finished]
+        rows = torch.stack([without_idle(self.parameters, memory) for memory in memories])
+        projected = gem_projection(rows, grad, self.margin, self.eps)
         if projected is not None:
             grad.copy_(projected)
 
@@ -92,7 +94,18 @@ class GEM(Method):
 
 
 def quota(learner: Learner, per_task: int, capacity: int | None) -> int:
-    """Examples of each task: `per_task`, or the capacity divided by the number of tasks (without a stream: so far)."""
+    """Examples of each task: `per_task`, or the capacity divided by the stream's number of tasks.
+
+    Raises
+    ------
+    UsageError
+        If there is no stream that says how many tasks share the capacity.
+    """
     if capacity is None:
         return per_task
-    return capacity // max(1, len(learner.stream) if learner.stream is not None else learner.tasks_begun)
+    if learner.stream is None:
+        raise UsageError(
+            f"capacity={capacity} is shared by all tasks of a stream, and a loop of your own does not say how many "
+            "there are; give per_task= instead"
+        )
+    return capacity // len(learner.stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,7 +30,8 @@ class Joint(Method):
     Parameters
     ----------
     restart
-        Begin every task from the initial weights and a fresh optimizer; otherwise go on from the current ones.
+        Begin every task from the initial weights, a fresh optimizer and a fresh schedule; otherwise go on from the
+        current ones.
     """
 
     restart: bool = True
@@ -44,11 +46,14 @@ class Joint(Method):
     attachable: ClassVar[bool] = False
     owns: ClassVar[tuple[str, ...]] = ("training_data",)
     aligned: ClassVar[dict[str, float | str]] = {"initial": "theta"}
+    transient: ClassVar[tuple[str, ...]] = ("_schedules", "_rates")
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
         self.initial = self.parameters.theta.clone()
         self.buffers = {name: tensor.clone() for name, tensor in self.parameters.module.named_buffers()}
+        self._schedules = [deepcopy(schedule.state_dict()) for schedule in learner.schedulers]
+        self._rates = [float(group["lr"]) for group in learner.optimizers.groups()]
 
     def training_data(self, task: Task) -> Task:
         stream = self.learner.stream
@@ -61,8 +66,17 @@ class Joint(Method):
         if self.restart and task.index > 0:
             self.parameters.theta.copy_(self.initial)
             for name, tensor in self.parameters.module.named_buffers():
-                tensor.copy_(self.buffers[name])
-            self.learner.optimizers.reset()
+                if name in self.buffers:  # a head that came later brought its own, which never change
+                    tensor.copy_(self.buffers[name])
+            self._restart_optimizers()
+
+    def _restart_optimizers(self) -> None:
+        self.learner.optimizers.reset()
+        for schedule, state in zip(self.learner.schedulers, self._schedules, strict=True):
+            schedule.load_state_dict(deepcopy(state))
+        if self._schedules:
+            for group, rate in zip(self.learner.optimizers.groups(), self._rates, strict=True):
+                group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], torch.Tensor) else rate
 
     def on_batch(self, batch: Batch) -> Batch:
         train = self.learner.task.train if self.learner.task is not None else None

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from perdure.methods.base import Method, check_choice, check_value
-from perdure.methods.side_passes import eval_mode
+from perdure.methods.side_passes import eval_mode, frozen_statistics
 from perdure.registry import register
 
 if TYPE_CHECKING:
@@ -90,7 +90,10 @@ class LwF(Method):
         if forward.activators:
             # The pass of the current task has only its own head; all heads answer where no task is named.
             forward.activate(None)
-            student = forward.call(inputs)
+            with frozen_statistics(self.learner.model):
+                student = forward.call(inputs)
+            self.learner.passes["forward_rows"] += len(student)
+            self.learner.passes["backward_rows"] += len(student)
         targets = self.teach(inputs)
         if forward.activators:
             forward.activate(self.learner.shown_task)
@@ -115,9 +118,9 @@ class LwF(Method):
 
     def _divergence(self, student: Tensor, teacher: Tensor, block: Sequence[int]) -> Tensor:
         """KL divergence of each row [rows] over the columns of a block (all columns if it is empty)."""
-        if block:
-            columns = torch.tensor(block, device=student.device)
-            student, teacher = student.index_select(1, columns), teacher.index_select(1, columns)
+        columns = self.learner.classes.index(block)
+        if columns is not None:
+            student, teacher = student[:, columns], teacher[:, columns]
         ours = F.log_softmax(student / self.temperature, 1)
         theirs = F.log_softmax(teacher / self.temperature, 1)
         return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from perdure.batch import Batch, Source
 from perdure.methods.side_passes import frozen_statistics
+from perdure.tree import tree_map
 
 if TYPE_CHECKING:
     from perdure.learner import Learner
+    from perdure.parameters import ParameterVector
 
 
 def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -> Tensor:
@@ -21,62 +23,84 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -
 
     No `p.grad` and no running statistics change.
     """
+    y = tree_map(lambda leaf: leaf.to(learner.device), y)
     batch = Batch((Source("memory", x, y, tasks=tasks),), learner.task_index)
     with frozen_statistics(learner.model):
         outputs = learner.forward.batch(batch, learner.shown_task)
         loss = learner.criterion(outputs, batch, learner.allowed)
-        scale = 1.0 if learner.scaler is None else learner.scaler.get_scale()
-        gradient = learner.parameters.gradient(loss * scale if scale != 1.0 else loss)
+        # The scale stays on the device: reading it would wait for the device at every step.
+        scale = None if learner.scaler is None else learner.scaler.scale(torch.ones((), device=learner.device))
+        gradient = learner.parameters.gradient(loss if scale is None else loss * scale)
     learner.passes["forward_rows"] += batch.size
     learner.passes["backward_rows"] += batch.size
-    return gradient.div_(scale) if scale != 1.0 else gradient
+    return gradient if scale is None else gradient.div_(scale)
+
+
+def without_idle(parameters: ParameterVector, gradient: Tensor) -> Tensor:
+    """`gradient` [P], in place, with zeros where a parameter takes no part in this step (another task's head).
+
+    No optimizer moves such a parameter, so a product there would promise what no step keeps.
+    """
+    for slot, parameter in zip(parameters.layout, parameters.members.values(), strict=True):
+        if parameter.grad is None:
+            slot.view(gradient).zero_()
+    return gradient
 
 
 def nonnegative_quadratic(P: np.ndarray, q: np.ndarray, tolerance: float = 1e-12) -> np.ndarray:
     """The exact minimiser u >= 0 of u'Pu / 2 + q'u for a positive semi-definite P [k, k] and q [k], in float64.
 
-    Active-set method of Lawson and Hanson (Solving Least Squares Problems, 1974); duplicate, collinear and zero rows
-    of the matrix behind P are allowed.
+    Active-set method of Lawson and Hanson (Solving Least Squares Problems, 1974); duplicate, collinear and zero rows of
+    the matrix behind P are allowed, and so are rows of very different length.
     """
     size = len(q)
+    length = np.sqrt(np.diag(P))
+    unit = np.divide(1.0, length, out=np.zeros(size), where=length > 0)
+    P, q = P * np.outer(unit, unit), q * unit
+    slack = tolerance * float(np.abs(q).max(initial=0.0))
     u = np.zeros(size)
-    free = np.zeros(size, dtype=bool)
-    slack = tolerance * max(1.0, float(np.abs(P).max(initial=0.0)), float(np.abs(q).max(initial=0.0)))
+    free, blocked = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+
+    def solve() -> np.ndarray:
+        index, solution = np.flatnonzero(free), np.zeros(size)
+        solution[index] = np.linalg.lstsq(P[np.ix_(index, index)], -q[index], rcond=None)[0]
+        return solution
+
     for _ in range(10 * size + 10):
-        descent = -(P @ u + q)
-        descent[free] = -np.inf
+        descent = np.where(free | blocked, -np.inf, -(P @ u + q))
         entering = int(descent.argmax())
-        if free.all() or descent[entering] <= slack:
+        if descent[entering] <= slack:
             break
         free[entering] = True
-        while True:
-            index = np.flatnonzero(free)
-            solution = np.zeros(size)
-            solution[index] = np.linalg.lstsq(P[np.ix_(index, index)], -q[index], rcond=None)[0]
-            if (solution[index] > 0).all():
-                u = solution
-                break
-            falling = free & (solution <= 0)
-            step = float((u[falling] / (u[falling] - solution[falling])).min())
-            u = u + step * (solution - u)
-            leaving = free & (u <= 1e-15 * max(1.0, float(u.max())))
-            free &= ~leaving
+        solution = solve()
+        if solution[entering] <= 0:  # by rounding alone: nothing is gained there until something else has changed
+            free[entering], blocked[entering] = False, True
+            continue
+        blocked[:] = False
+        while (falling := np.flatnonzero(free & (solution <= 0))).size:
+            steps = u[falling] / (u[falling] - solution[falling])
+            u = u + steps.min() * (solution - u)
+            free[falling[steps.argmin()]] = False
+            free &= u > 0
             u[~free] = 0.0
-            if not free.any():
-                break
-    return u
+            solution = solve()
+        u = solution
+    return u * unit
 
 
 def gem_projection(memories: Tensor, gradient: Tensor, margin: float = 0.0, eps: float = 0.0) -> Tensor | None:
     """The nearest vector to `gradient` [P] with no negative product with any row of `memories` [k, P].
 
     Minimises v'(GG' + eps I)v / 2 + (Gg)'v over v >= margin and returns g + G'v, as in Lopez-Paz and Ranzato 2017,
-    arXiv 1706.08840. Returns None where nothing is violated: the gradient stays as it is, the margin included.
+    arXiv 1706.08840. Returns None where nothing is violated: the gradient stays as it is, the margin included. So it
+    does where a value is not finite, which no projection repairs.
     """
     products = (memories @ gradient).double().cpu().numpy()
-    if (products >= 0).all():
+    if not (products < 0).any():
         return None
     gram = (memories @ memories.T).double().cpu().numpy()
+    if not (np.isfinite(products).all() and np.isfinite(gram).all()):
+        return None
     gram = gram + eps * np.eye(len(gram))
     v = nonnegative_quadratic(gram, products + gram @ np.full(len(gram), margin)) + margin
     return torch.addmv(gradient, memories.T, torch.from_numpy(v).to(gradient))

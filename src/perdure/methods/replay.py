@@ -82,17 +82,13 @@ class Replay(Method):
         self.buffer = make_buffer(self)
 
     def on_batch(self, batch: Batch) -> Batch:
-        drawn = self.buffer.sample(draw_size(batch, self.batch_size, self.ratio))
-        if not len(drawn["slot"]):
+        t = max(1, self.learner.tasks_begun)
+        share = {"pooled": None, "sum": self.weight, "1/t": 1 - 1 / t}[self.weighting]
+        if share == 0 or not len(self.buffer):
             return batch
-        share = None
-        if self.weighting == "sum":
-            share = self.weight
-        elif self.weighting == "1/t":
-            t = max(1, self.learner.tasks_begun)
-            share = 1 - 1 / t
-            current = replace(batch.now, share=1 / t)
-            batch = batch.with_sources(current, *batch.sources[1:])
+        drawn = self.buffer.sample(draw_size(batch, self.batch_size, self.ratio))
+        if self.weighting == "1/t" and len(drawn["slot"]):
+            batch = batch.with_sources(replace(batch.now, share=1 / t), *batch.sources[1:])
         return add_drawn(batch, "replay", drawn, self.forward, share)
 
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
@@ -131,7 +127,9 @@ def draw_size(batch: Batch, batch_size: int | None, ratio: float) -> int:
 
 
 def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, share: float | None) -> Batch:
-    """Drawn rows as a source of the batch; further columns become its extras."""
+    """Drawn rows, if there are any, as a source of the batch; further columns become its extras."""
+    if not len(drawn["slot"]):
+        return batch
     extras = {key: value for key, value in drawn.items() if key not in ("x", "y", "task", "slot")}
     tasks = drawn.get("task")
     return batch.add(

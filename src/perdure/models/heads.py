@@ -272,6 +272,15 @@ def _key(name: str) -> str:
     return name.removeprefix("task_").replace("%2E", ".").replace("%25", "%")
 
 
+def open_columns(model: nn.Module, task: int, columns: tuple[int, ...]) -> None:
+    """A task with these class columns begins: heads that grow do, and a head of its own is made where each has one."""
+    for module in list(model.modules()):
+        if callable(getattr(module, "grow", None)):
+            module.grow(max(columns) + 1)  # type: ignore[operator]
+        elif callable(getattr(module, "activate", None)) and callable(getattr(module, "add", None)):
+            module.add(task, columns)  # type: ignore[operator]
+
+
 HEADS = ("wide", "growing", "multi", "cosine")
 
 
