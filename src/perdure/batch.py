@@ -77,15 +77,23 @@ class Batch:
         int64 [current rows]: rows of the task's training data, or None in a loop that gives none.
     first_pass
         Whether the current rows are seen for the first time (a buffer stores them then and only then).
+    pooled
+        Rows without a share in the whole batch, when this is a piece of it; a piece may lack a small source.
     """
 
     def __init__(
-        self, sources: tuple[Source, ...], task: int | None = None, index: Tensor | None = None, first_pass: bool = True
+        self,
+        sources: tuple[Source, ...],
+        task: int | None = None,
+        index: Tensor | None = None,
+        first_pass: bool = True,
+        pooled: int | None = None,
     ) -> None:
         self.sources = sources
         self.task = task
         self.index = index
         self.first_pass = first_pass
+        self.pooled = pooled
 
     @classmethod
     def current(
@@ -106,7 +114,7 @@ class Batch:
 
     def with_sources(self, *sources: Source) -> Batch:
         """The same step with other sources."""
-        return Batch(sources, self.task, self.index, self.first_pass)
+        return Batch(sources, self.task, self.index, self.first_pass, self.pooled)
 
     def add(self, name: str, x: Any, y: Any, **options: Any) -> Batch:
         """This batch and a new source behind it; the options are those of `Source`. A taken name is an error."""
@@ -146,11 +154,12 @@ class Batch:
         if count == 1:
             yield self
             return
+        pooled = sum(source.size for source in self.sources if source.share is None)
         bounds = [[source.size * i // count for i in range(count + 1)] for source in self.sources]
         for i in range(count):
             parts = [source.piece(slice(b[i], b[i + 1])) for source, b in zip(self.sources, bounds, strict=True)]
             index = None if self.index is None else self.index[bounds[0][i] : bounds[0][i + 1]]
-            yield Batch(tuple(p for p in parts if p.size), self.task, index, self.first_pass)
+            yield Batch(tuple(p for p in parts if p.size), self.task, index, self.first_pass, pooled)
 
     def in_order(self, outputs: Sequence[Tensor], count: int) -> Tensor:
         """The outputs of `pieces(count)`, put back into the order of this batch's rows."""

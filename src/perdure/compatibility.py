@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from perdure.errors import IncompatibleError, PerdureWarning, UsageError
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from perdure.methods.base import Method
     from perdure.streams.task import Task
 
@@ -83,8 +85,25 @@ def check_scenario(methods: Sequence[Method], scenario: str) -> None:
         _warn(f"{names} alone on a class-incremental stream: known to forget everything here; add replay")
 
 
-def check_task(methods: Sequence[Method], task: Task) -> None:
-    """Raise UsageError if a method reads the task's data and there is none."""
+def check_optimizers(methods: Sequence[Method], optimizers: Sequence[Optimizer]) -> None:
+    """Warn where a guarantee about the gradient does not carry over to the step."""
+    for method in methods:
+        if method.name in ("gem", "agem"):
+            for optimizer in optimizers:
+                kind, groups = type(optimizer).__name__, optimizer.param_groups
+                if kind != "SGD" or any(group["momentum"] or group["weight_decay"] for group in groups):
+                    _warn(
+                        f"'{method.name}' constrains the gradient, and {kind} steps along another direction; "
+                        "plain SGD without momentum and weight decay keeps the guarantee"
+                    )
+
+
+def check_task(methods: Sequence[Method], task: Task, scenario: str | None) -> None:
+    """Raise UsageError if a task lacks what a method or the scenario needs: its data, its classes."""
+    if scenario == "task" and not task.classes:
+        raise UsageError(
+            f"the task-incremental scenario needs the class columns of task '{task.name}'; give begin_task() classes="
+        )
     if task.train is None:
         for method in methods:
             if method.needs_task_data:

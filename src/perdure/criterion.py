@@ -34,7 +34,7 @@ class Criterion:
     def __call__(self, outputs: Tensor, batch: Batch, allowed: Callable[[Source, int], Allowed]) -> Tensor:
         """The scalar loss; `allowed` says which class columns count for a source."""
         if len(batch.sources) == 1 and batch.now.share is None:
-            return self._mean(outputs, batch.now.y, allowed(batch.now, outputs.shape[-1]), batch.now.whole)
+            return self._mean(outputs, batch.now.y, allowed(batch.now, outputs.shape[-1]), batch.pooled)
         pooled = tuple(source for source in batch.sources if source.share is None)
         total: Tensor | None = None
         if pooled:
@@ -50,8 +50,7 @@ class Criterion:
     def _pool(
         self, outputs: Tensor, batch: Batch, sources: tuple[Source, ...], allowed: Callable[[Source, int], Allowed]
     ) -> Tensor:
-        wholes = [source.whole for source in sources]
-        whole = None if wholes[0] is None else sum(w for w in wholes if w is not None)
+        whole = batch.pooled if sources[0].share is None else sources[0].whole
         columns = [allowed(source, outputs.shape[-1]) for source in sources]
         mask: Allowed = columns[0]
         if len(sources) < len(batch.sources):

@@ -80,13 +80,13 @@ def _predictions(learner: Learner, stream: Stream, task: Task) -> tuple[Tensor |
     known = any(column in learner.classes.seen for column in task.classes)
     shared = stream.scenario == "domain"
     owner = learner.hooks["predict"]
-    if not known and not shared and (owner or learner.forward.activators):
+    if not known and not shared and (owner or learner.forward.depends_on_task):
         return None, None
     wide: list[Tensor] = []
     narrow: list[Tensor] = []
     seen = () if shared and not known else learner.classes.seen
     columns = seen if shared else task.classes
-    open_defined = (known or shared) and not (learner.forward.activators and not owner)
+    open_defined = (known or shared) and not (learner.forward.depends_on_task and not owner)
     assert task.test is not None
     for x, _, _ in task.test.ordered(EVALUATION_BATCH):
         learner.passes["forward_rows"] += len(_)

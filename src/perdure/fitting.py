@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.data.examples import as_examples
 from perdure.errors import DivergedError, UsageError
@@ -141,6 +141,7 @@ def fit_task(
     learner.begin_task(task)
     assert learner.task is not None
     train = learner.task.train
+    training_mode(learner.model)
     per_pass = count_batches(len(train), batch_size, drop_last)
     total = steps or epochs * per_pass
     seed = (learner.seed, "plan", task.index)
@@ -149,6 +150,12 @@ def fit_task(
         learner.progress = step / total
         learner.step(x, y, index=index, first_pass=step < per_pass)
     learner.end_task()
+
+
+def training_mode(model: nn.Module) -> None:
+    """Switch a model that is in evaluation mode as a whole; layers that somebody froze on purpose stay as they are."""
+    if not model.training:
+        model.train()
 
 
 class _Run:
@@ -210,7 +217,7 @@ class _Run:
         total = plan["steps"] or plan["epochs"] * per_pass
         if not resumed:
             self._emit({"event": "task_begin", "task": task.index, "name": task.name, "steps": total})
-        learner.model.train()
+        training_mode(learner.model)
         every = position.plan["evaluate_every"]
         batches = islice(self.stream.plan(task, **plan), position.step, None)
         clock = shown = time.perf_counter()

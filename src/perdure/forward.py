@@ -1,4 +1,4 @@
-"""Calling the model: stored rows become model inputs, and rows are grouped where the pass depends on task or source."""
+"""Calling the model: stored rows become model inputs, and are grouped where the pass depends on task or source."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class Forward:
         self.precision = precision
         self.channels_last = channels_last
         self.prepare: Callable[[Any], Any] = default_prepare
+        self.heads: list[Any] = []
         self.activators: list[Callable[[int | None], None]] = []
 
     def inputs(self, x: Any) -> Any:
@@ -71,12 +72,20 @@ class Forward:
         outputs = getattr(answer, "logits", answer)
         if not isinstance(outputs, Tensor):
             raise ModelError(f"the model returned {type(answer).__name__}; return a tensor or an object with .logits")
-        return outputs
+        # Losses, stored logits and distances are float32 whatever the precision of the pass.
+        return outputs if dtype is None else outputs.float()
 
     def activate(self, task: int | None) -> None:
         """Tell everything that depends on the task which one comes."""
+        for head in self.heads:
+            head.activate(task)
         for activate in self.activators:
             activate(task)
+
+    @property
+    def depends_on_task(self) -> bool:
+        """Whether some head or method gives another answer for another task."""
+        return bool(self.heads or self.activators)
 
     def __call__(self, x: Any, task: int | None = None) -> Tensor:
         """Outputs of stored rows `x` that all belong to `task`."""
@@ -97,13 +106,18 @@ class Forward:
 
     def _group(self, sources: Sequence[Source], task: int | None) -> Tensor:
         x = joined(tuple(sources))
-        if not self.activators or task is None or all(source.tasks is None for source in sources):
+        if not self.depends_on_task or task is None or all(source.tasks is None for source in sources):
             return self(x, task)
         tasks = torch.cat(
             [torch.full((s.size,), task) if s.tasks is None else s.tasks.to("cpu", torch.int64) for s in sources]
         )
+        members = torch.unique(tasks).tolist()
+        if not self.activators and all(hasattr(h, "together") and h.together(members) for h in self.heads):
+            for head in self.heads:
+                head.activate(tuple(members))
+            return self.call(self.inputs(x))
         outputs, order = [], []
-        for member in torch.unique(tasks).tolist():
+        for member in members:
             chosen = (tasks == member).nonzero()[:, 0]
             outputs.append(self(take(x, chosen), member))
             order.append(chosen)

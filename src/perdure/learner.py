@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from perdure.batch import Allowed, Batch, Source
 from perdure.classes import ClassTable
-from perdure.compatibility import check_methods, check_scenario, check_task
+from perdure.compatibility import check_methods, check_optimizers, check_scenario, check_task
 from perdure.criterion import Criterion, RowLoss
 from perdure.data.examples import as_examples
 from perdure.errors import ModelError, UsageError
@@ -134,6 +134,7 @@ class Learner:
             self.hooks["add_gradient"] or self.hooks["project_gradient"] or clip_norm or clip_value
         )
         self._gathers = any(self.hooks[h] for h in ("observe_gradient", "add_gradient", "project_gradient"))
+        check_optimizers(self.methods, self.optimizers.all)
         self._needs_before = any(method.needs_update for method in self.methods)
         if scenario is not None:
             self.set_scenario(scenario)
@@ -220,6 +221,8 @@ class Learner:
         self.optimizers.step()
         for method in self.hooks["on_update"]:
             method.on_update(before, theta)
+        for method in self.hooks["observe_update"]:
+            method.observe_update(before, theta)
         for schedule in self.schedulers:
             schedule.step()
 
@@ -230,7 +233,7 @@ class Learner:
         for optimizer in self.optimizers.all:
             self.scaler.unscale_(optimizer)
         self.scaler.update()
-        return all(bool(gradient.isfinite().all()) for gradient in gradients)
+        return bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
 
     # -- tasks in a loop of your own ------------------------------------------------------------------------------
 
@@ -258,7 +261,7 @@ class Learner:
             raise UsageError(f"task '{self.task.name}' is still open; call end_task() before the next begins")
         if not isinstance(task, Task):
             task = Task(self.tasks_begun, str(task), data, None, tuple(classes))
-        check_task(self.methods, task)
+        check_task(self.methods, task, self.scenario)
         self.classes.open(task.index, task.classes)
         if task.classes:
             open_columns(self.parameters.module, task.index, task.classes)
@@ -335,10 +338,9 @@ class Learner:
         """One step on arrays or tensors; needs no task unless a method needs boundaries."""
         if self.task is None:
             blocked = [method.name for method in self.methods if method.needs_boundaries]
-            if blocked:
-                raise UsageError(
-                    f"'{blocked[0]}' needs to know where tasks begin; call begin_task() before partial_fit()"
-                )
+            if blocked or self.scenario == "task":
+                who = f"'{blocked[0]}'" if blocked else "the task-incremental scenario"
+                raise UsageError(f"{who} needs to know where tasks begin; call begin_task() before partial_fit()")
         self.step(as_tensors(x), as_tensors(y))
         return self
 
@@ -392,8 +394,9 @@ class Learner:
             self.scenario = scenario
 
     def _find_activators(self) -> None:
-        heads = [m.activate for m in self.parameters.module.modules() if callable(getattr(m, "activate", None))]
-        self.forward.activators = [*heads, *(method.activate for method in self.hooks["activate"])]  # type: ignore[list-item]
+        modules = self.parameters.module.modules()
+        self.forward.heads = [module for module in modules if callable(getattr(module, "activate", None))]
+        self.forward.activators = [method.activate for method in self.hooks["activate"]]
 
     def _follow_model(self) -> None:
         """Notice parameters that were added, replaced, resized, thawed or moved, and move everything along."""

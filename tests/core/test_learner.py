@@ -202,6 +202,29 @@ def test_autocast_keeps_parameters_and_state_in_float32() -> None:
     assert close(model, trained([EWC(strength=1), DERpp(30)]), 0.2)
 
 
+def test_more_micro_batches_than_remembered_rows() -> None:
+    build = partial(Replay, 30, batch_size=2)
+    assert close(trained([build()]), trained([build()], micro_batches=5), 2e-5)
+
+
+def test_losses_are_float32_under_autocast() -> None:
+    learner = perdure.Learner(mlp(), SGD, [DER(20)], precision="bfloat16")
+    learner.partial_fit(torch.randn(8, 64), torch.arange(8))
+    assert learner.methods[0].buffer.columns["logits"].dtype == torch.float32
+
+
+def test_layers_frozen_in_evaluation_mode_stay_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.BatchNorm1d(20), nn.Linear(20, 10)).eval()
+    learner = perdure.Learner(model, SGD)
+    learner.fit_task("a", (torch.randn(20, 64), torch.arange(20) % 10))
+    assert all(module.training for module in model), "a model in evaluation mode as a whole is switched"
+    model[2].eval()
+    statistics = model[2].running_mean.clone()
+    learner.fit_task("b", (torch.randn(20, 64), torch.arange(20) % 10))
+    assert torch.equal(model[2].running_mean, statistics)
+
+
 def test_clipping_comes_after_the_methods() -> None:
     seen = []
 
@@ -314,7 +337,36 @@ def test_rows_of_several_tasks_go_through_their_own_heads() -> None:
     for row, task_index in enumerate([3, 3, *tasks.tolist()]):
         model.head.activate(task_index)
         expected = model(torch.cat([x[:2], x])[row : row + 1])
-        torch.testing.assert_close(outputs[row : row + 1], expected)
+        own = expected.isfinite()
+        assert int(own.sum()) == 2
+        torch.testing.assert_close(outputs[row : row + 1][own], expected[own])
+
+
+def test_batch_norm_sees_rows_of_several_tasks_together() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8))
+    learner = perdure.Learner(nn.Sequential(body, MultiHead(8, seed=1)), SGD, [Replay(40), DER(40)])
+    results = learner.fit(digits("task"), epochs=3, batch_size=8)
+    assert results.metrics()["final_average_accuracy"] > 0.9
+
+
+def test_a_head_that_took_no_part_keeps_its_bits_beside_replay() -> None:
+    model = mlp(MultiHead(20, seed=1))
+    learner = perdure.Learner(model, partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1), scenario="task")
+    stream = digits("task")
+    learner.adopt(stream)
+    for task in stream[:3]:
+        learner.fit_task(task, steps=4, batch_size=8)
+    learner.begin_task(stream[3])
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    batch = Batch.current(torch.rand(4, 64), torch.tensor([6, 7, 6, 7]), task=3)
+    batch = batch.add("replay", torch.rand(4, 64), torch.tensor([0, 1, 0, 1]), tasks=torch.zeros(4, dtype=torch.int64))
+    learner.parameters.release()
+    learner._backward(batch)
+    learner._update()
+    for name, parameter in model.named_parameters():
+        idle = "task_1" in name or "task_2" in name
+        assert torch.equal(parameter, before[name]) == idle, name
 
 
 # -- what a method may not see, and may not do ------------------------------------------------------------------------
@@ -468,8 +520,17 @@ def test_bad_input_is_one_sentence() -> None:
         learner.begin_task("b")
     with pytest.raises(UsageError, match="reads the task's data"):
         perdure.Learner(mlp(), SGD, [EWC()]).begin_task("a")
+    with pytest.raises(UsageError, match="needs the class columns of task 'a'"):
+        perdure.Learner(mlp(), SGD, scenario="task").begin_task("a")
+    with pytest.raises(UsageError, match="the task-incremental scenario needs to know where tasks begin"):
+        perdure.Learner(mlp(), SGD, scenario="task").partial_fit(torch.randn(4, 64), torch.arange(4))
     with pytest.raises(UsageError, match="call begin_task"):
         perdure.Learner(mlp(), SGD, [EWC()]).partial_fit(torch.randn(4, 64), torch.arange(4))
+
+
+def test_a_guarantee_that_the_optimizer_breaks_is_warned_about() -> None:
+    with pytest.warns(PerdureWarning, match="'agem' constrains the gradient, and Adam steps along another direction"):
+        perdure.Learner(mlp(), partial(torch.optim.Adam, lr=0.01), [AGEM()])
 
 
 def test_divergence_is_an_error_and_not_a_result() -> None:

@@ -24,6 +24,8 @@ import perdure
 from perdure.methods import AGEM
 from perdure.seeding import generator
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*constrains the gradient:perdure.errors.PerdureWarning")
+
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])
 def test_training_equals_a_hand_written_loop(scenario: str) -> None:

@@ -25,6 +25,8 @@ from perdure.methods import GEM, Method
 from perdure.methods.projection import gem_projection, reference_gradient
 from perdure.streams.task import Stream
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*constrains the gradient:perdure.errors.PerdureWarning")
+
 
 def memory_gradients(method: GEM, model: nn.Module, stream: Stream) -> list[Tensor]:
     """The gradient of the mean loss on each finished task's memory, by plain autograd."""

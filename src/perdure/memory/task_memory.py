@@ -65,10 +65,12 @@ class TaskMemory:
 
     def state_dict(self) -> dict[str, Any]:
         current = None if self.current is None else self.current.state_dict()
-        return {"finished": self.finished, "current": current, "opened": list(self._opened)}
+        device = str(leaves(self.finished[0]["x"])[0].device) if self.finished else "cpu"
+        return {"finished": self.finished, "device": device, "current": current, "opened": list(self._opened)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.finished = list(state["finished"])
+        device = state["device"] if torch.cuda.is_available() else "cpu"
+        self.finished = [tree_map(lambda leaf: leaf.to(device), memory) for memory in state["finished"]]
         self.current, self._all = None, None
         if state["current"] is not None:
             self.open(*state["opened"])

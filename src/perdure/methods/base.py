@@ -28,6 +28,7 @@ HOOKS = (
     "add_gradient",
     "project_gradient",
     "on_update",
+    "observe_update",
     "after_step",
     "end_task",
     "predict",
@@ -35,7 +36,7 @@ HOOKS = (
 )
 
 # Ranks inside `on_update`, in the order in which they run.
-PROX, PROJECT, MASK, RESTORE, READ = range(0, 50, 10)
+PROX, PROJECT, MASK, RESTORE = range(0, 40, 10)
 
 
 class Method:
@@ -57,7 +58,7 @@ class Method:
     scenarios
         Where it is defined: a subset of task, domain, class, online, blurry.
     needs_update
-        Wants the parameters from before the step in `on_update`.
+        Wants the parameters from before the step in `on_update` or `observe_update`.
     stores_examples
         Keeps raw examples (some engineers may not).
     regulariser
@@ -147,7 +148,10 @@ class Method:
         """Constrain or rescale the sum in `grad` [P], in place."""
 
     def on_update(self, before: Tensor, theta: Tensor) -> None:
-        """Act on the finished update, then read it. `before` [P] is valid only if `needs_update`."""
+        """Act on the finished update, in place on `theta` [P]. `before` [P] is valid only if `needs_update`."""
+
+    def observe_update(self, before: Tensor, theta: Tensor) -> None:
+        """Read the movement that really happened, after every `on_update`; change nothing."""
 
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
         """Store examples, update running statistics. `outputs` [rows, columns] are those before the update."""

@@ -87,7 +87,7 @@ class LwF(Method):
         forward = self.learner.forward
         inputs = forward.inputs(batch.now.x)
         student = outputs[batch.slice("current")]
-        if forward.activators:
+        if forward.depends_on_task:
             # The pass of the current task has only its own head; all heads answer where no task is named.
             forward.activate(None)
             with frozen_statistics(self.learner.model):
@@ -95,7 +95,7 @@ class LwF(Method):
             self.learner.passes["forward_rows"] += len(student)
             self.learner.passes["backward_rows"] += len(student)
         targets = self.teach(inputs)
-        if forward.activators:
+        if forward.depends_on_task:
             forward.activate(self.learner.shown_task)
         self.learner.passes["forward_rows"] += len(targets)
         terms = [batch.mean("current", self._divergence(student, targets, block)) for block in self.blocks or [[]]]

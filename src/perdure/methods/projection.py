@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.batch import Batch, Source
 from perdure.methods.side_passes import frozen_statistics
@@ -25,7 +27,7 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -
     """
     y = tree_map(lambda leaf: leaf.to(learner.device), y)
     batch = Batch((Source("memory", x, y, tasks=tasks),), learner.task_index)
-    with frozen_statistics(learner.model):
+    with frozen_statistics(learner.model), private_dropout(learner.model, learner.device):
         outputs = learner.forward.batch(batch, learner.shown_task)
         loss = learner.criterion(outputs, batch, learner.allowed)
         # The scale stays on the device: reading it would wait for the device at every step.
@@ -34,6 +36,16 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -
     learner.passes["forward_rows"] += batch.size
     learner.passes["backward_rows"] += batch.size
     return gradient if scale is None else gradient.div_(scale)
+
+
+@contextmanager
+def private_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Whatever dropout draws here, the step draws the same as without it."""
+    if any(module.training and isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    else:
+        yield
 
 
 def without_idle(parameters: ParameterVector, gradient: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class AnchoredPenalty(Method):
     def has(self, hook: str) -> bool:
         if hook == "add_gradient":
             return bool(self.strength) and self.solver == "grad"
-        if hook == "on_update" and type(self).on_update is AnchoredPenalty.on_update:
+        if hook == "on_update":
             return bool(self.strength) and self.solver == "prox"
         return super().has(hook)
 
@@ -148,9 +148,6 @@ class AnchoredPenalty(Method):
 
     @torch.no_grad()
     def on_update(self, before: Tensor, theta: Tensor) -> None:
-        self.proximal_step(theta)
-
-    def proximal_step(self, theta: Tensor) -> None:
         """`theta <- (theta + a mu) / (1 + a)` with `a = lr * strength * S`; a weight on its anchor keeps its bits."""
         scaled = self._pull()
         if scaled is not None:

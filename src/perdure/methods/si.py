@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from perdure.errors import UsageError
-from perdure.methods.base import READ
 from perdure.methods.quadratic import AnchoredPenalty
 from perdure.registry import register
 
@@ -47,7 +46,6 @@ class SI(AnchoredPenalty):
     use_when: ClassVar[str] = "like EWC, where a second pass over the task's data is not possible"
     cost: ClassVar[str] = "time: four vector operations a step; memory: 4 P"
     needs_update: ClassVar[bool] = True
-    ranks: ClassVar[dict[str, int]] = {"on_update": READ}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta", "path": 0.0}
     transient: ClassVar[tuple[str, ...]] = ("_scaled", "_work", "_raw", "_moved")
 
@@ -75,9 +73,7 @@ class SI(AnchoredPenalty):
             self._raw.copy_(grad)
 
     @torch.no_grad()
-    def on_update(self, before: Tensor, theta: Tensor) -> None:
-        if self.solver == "prox" and self.strength:
-            self.proximal_step(theta)
+    def observe_update(self, before: Tensor, theta: Tensor) -> None:
         if self._raw is not None:
             self._moved = torch.empty_like(theta) if self._moved is None else self._moved
             self.path.addcmul_(self._raw, torch.sub(theta, before, out=self._moved), value=-1)

@@ -173,7 +173,7 @@ class MultiHead(nn.Module):
         self.features = features
         self.seed = seed
         self.heads = nn.ModuleDict()
-        self.active: str | None = None
+        self.active: tuple[str, ...] | None = None
         # Says device and dtype while there is no head yet.
         self.register_buffer("_like", torch.empty(0), persistent=False)
 
@@ -207,23 +207,31 @@ class MultiHead(nn.Module):
         head = TaskHead(self.features, columns, derive(self.seed, name))
         self.heads[name] = head.to(like.device, like.dtype).train(self.training)
 
-    def activate(self, key: str | int | None) -> None:
-        """Select the head that writes, or all of them (None).
+    def activate(self, key: str | int | tuple[str | int, ...] | None) -> None:
+        """Select the head that writes, several of them (a tuple), or all (None).
 
         Raises
         ------
         UnknownNameError
             If that task has no head yet.
         """
-        if key is not None and key not in self:
-            known = [_key(name) for name in self.heads]
-            hint = nearest(str(key), known) or ";"
-            raise UnknownNameError(f"task '{key}' has no head{hint} there are heads for {', '.join(known) or 'none'}")
-        self.active = None if key is None else _module_name(key)
+        keys = key if isinstance(key, tuple) else () if key is None else (key,)
+        for one in keys:
+            if one not in self:
+                known = [_key(name) for name in self.heads]
+                hint = nearest(str(one), known) or ";"
+                there = ", ".join(known) or "none"
+                raise UnknownNameError(f"task '{one}' has no head{hint} there are heads for {there}")
+        self.active = None if key is None else tuple(_module_name(one) for one in keys)
+
+    def together(self, keys: Iterable[str | int]) -> bool:
+        """Whether these tasks' heads write different columns, so that one pass can serve rows of all of them."""
+        columns = [column for key in keys for column in self._head(_module_name(key)).owned]
+        return len(columns) == len(set(columns))
 
     def forward(self, x: Tensor) -> Tensor:
         width = self.columns
-        heads = self._heads() if self.active is None else [self._head(self.active)]
+        heads = self._heads() if self.active is None else [self._head(name) for name in self.active]
         output: Tensor | None = None
         for head in heads:
             logits = head(x)
@@ -258,7 +266,7 @@ class MultiHead(nn.Module):
         for name, columns in saved.items():
             if name not in self.heads or self._head(name).owned != columns:
                 self._attach(name, columns)
-        if self.active is not None and self.active not in self.heads:
+        if any(name not in self.heads for name in self.active or ()):
             self.active = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
