@@ -70,8 +70,8 @@ def test_what_cannot_work_is_found_before_anything_is_trained_or_written(perdure
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
-@pytest.mark.parametrize("when", ["starting", "training"])
-@pytest.mark.parametrize("whom", ["everybody", "the command"])  # as a terminal does, and as a script does
+# A terminal interrupts everybody, a script the command alone.
+@pytest.mark.parametrize(("whom", "when"), [("everybody", "starting"), ("the command", "training")])
 def test_ctrl_c_ends_the_workers_and_leaves_no_traces(start: Start, tmp_path: Path, when: str, whom: str) -> None:
     words = ["compare", "--methods", "joint,replay", "--set", "train.epochs=200", "--jobs", "2"]
     process = start(*words, start_new_session=True)

@@ -87,8 +87,8 @@ def test_a_warning_is_one_line_and_said_once(perdure: Command, monkeypatch: pyte
     import warnings
 
     def warn(*_: object, **__: object) -> None:
-        for _ in range(2):
-            warnings.warn("looks\nodd", PerdureWarning, stacklevel=1)
+        warnings.warn("looks\nodd", PerdureWarning, stacklevel=1)
+        warnings.warn("looks odd", PerdureWarning, stacklevel=1)
 
     monkeypatch.setattr(cli, "app", warn)
     outcome = perdure("list", "models")

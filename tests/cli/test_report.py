@@ -38,6 +38,18 @@ def test_a_comparison_counts_as_all_that_it_holds(perdure: Command, tmp_path: Pa
     assert (tmp_path / "again" / "report.html").exists()
 
 
+def test_a_report_needs_neither_the_data_nor_the_configuration_of_a_run(perdure: Command, tmp_path: Path) -> None:
+    rows = "".join(f"{i % 3},{i % 5},{'abcd'[i % 4]}\n" for i in range(80))
+    (tmp_path / "mine.csv").write_text(f"length,width,label\n{rows}")
+    flags = ("-b", "mine.csv", "--set", "stream.tasks=2", "--set", "train.epochs=1", "--set", "train.lr=0.0625")
+    assert perdure("run", *flags, "--out", "a").code == 0
+    (tmp_path / "mine.csv").unlink()
+    assert perdure("report", "a").code == 0
+    assert "0.0625" in (tmp_path / "a" / "report.html").read_text()
+    (tmp_path / "a" / "config.yaml").unlink()  # as a run from Python leaves it
+    assert perdure("report", "a").code == 0
+
+
 def test_what_cannot_be_reported(perdure: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()

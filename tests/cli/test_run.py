@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,12 +162,23 @@ def test_bad_input_is_one_sentence_before_anything_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everywhere")
-@pytest.mark.parametrize(("argv", "mode"), [(["-b", "closed"], 0o000), (["--out", "closed/a", *SHORT], 0o500)])
-def test_a_folder_without_permission(perdure: Command, tmp_path: Path, argv: list[str], mode: int) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=mode)
-    outcome = perdure("run", *argv)
-    closed.chmod(0o700)
+def test_folders_that_the_system_refuses(perdure: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    outcome = perdure("run", *SHORT, "--out", "notes.txt/a")
     assert outcome.code == 1
-    assert "permission denied" in outcome.sentence
+    assert outcome.sentence == "cannot write to notes.txt/a: not a directory; choose another folder"
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))  # what root never sees
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        outcome = perdure("run", *SHORT, "--out", "closed/a")
+    assert outcome.code == 1
+    assert outcome.sentence == "cannot write to closed/a: permission denied; choose another folder"
+    with monkeypatch.context() as patch:
+        patch.setattr("perdure.streams.own.read_path", refuse)
+        outcome = perdure("run", "-b", str(tmp_path))
+    assert outcome.code == 1
+    assert outcome.sentence.startswith(f"{tmp_path}: permission denied")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -70,7 +70,7 @@ def test_a_comparison_appears_as_a_whole_in_place_of_an_earlier_one(tmp_path: Pa
             groups = run_all(experiments_of(SHORT, [names], []), folder.work)
             assert list(place.glob("*")) == [] or names == ["replay"]
             folder.publish(groups, compare(groups))
-        assert list(read_groups([place])) == names
+        assert list(read_groups([place])[0]) == names
     assert [path.name for path in place.parent.iterdir()] == ["compare"]
 
 
@@ -83,7 +83,7 @@ def test_a_comparison_that_fails_leaves_the_earlier_one_and_no_traces(tmp_path: 
         (folder.work / "half").write_text("written")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["compare"]
-    assert list(read_groups([place])) == ["finetune"]
+    assert list(read_groups([place])[0]) == ["finetune"]
     with suppress(KeyboardInterrupt), ComparisonFolder(tmp_path / "new" / "one"):
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["compare"]

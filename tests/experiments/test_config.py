@@ -80,11 +80,10 @@ def test_the_label_does_not_depend_on_the_order() -> None:
     assert make(methods=["replay", "lwf"]).label == make(methods=["lwf", "replay"]).label == "lwf+replay"
 
 
-def test_small_networks_get_one_thread_and_others_what_torch_takes() -> None:
+def test_perceptrons_get_one_thread_and_others_what_torch_takes() -> None:
     assert make().threads == 1
+    assert make(["model.hidden=[400,400]"]).threads == 1
     assert make(model="small_cnn").threads is None
-    assert make(["train.batch_size=1000"]).threads is None
-    assert make(["model.hidden=[400,400]"]).threads is None
     assert make(threads=3).threads == 3
 
 

@@ -70,7 +70,7 @@ def test_the_train_section_reaches_optimizer_and_learner() -> None:
     assert ready.learner.classes.active == "seen"
     assert ready.fit_options == {
         "epochs": 20, "steps": 7, "batch_size": 32, "drop_last": True, "evaluate_every": 3, "checkpoint_every": None,
-        "reset_optimizer": True,
+        "eval_future": True, "reset_optimizer": True,
     }  # fmt: skip
 
 
@@ -220,7 +220,8 @@ def test_runs_are_grouped_by_method_and_told_apart_by_folder(tmp_path: Path) -> 
     run(make(seeds=[1]), tmp_path / "b")
     run(make(seeds=[1], methods=[{"name": "replay", "capacity": 10}]), tmp_path / "small")
     run(make(seeds=[1], methods=[]), tmp_path / "none")
-    groups = read_groups([tmp_path / name for name in ("a", "b", "small", "none")])
+    groups, folders = read_groups([tmp_path / name for name in ("a", "b", "small", "none")])
+    assert folders == {"replay": tmp_path / "a", "replay (small)": tmp_path / "small", "finetune": tmp_path / "none"}
     assert {label: [r.seed for r in runs] for label, runs in groups.items()} == {
         "replay": [0, 1], "replay (small)": [1], "finetune": [1]
     }  # fmt: skip

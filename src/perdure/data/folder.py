@@ -41,8 +41,9 @@ def read_folder(root: str | PathLike[str], *, size: int | tuple[int, int] | None
         If Pillow is not installed.
     """
     root = Path(root)
-    parts = [root / "train", root / "test"] if (root / "train").is_dir() and (root / "test").is_dir() else [root]
-    names = [entry.name for entry in _entries(parts[0]) if entry.is_dir()]
+    split = [root / "train", root / "test"]
+    parts = split if set(split) <= set(_folders(root)) else [root]
+    names = [folder.name for folder in _folders(parts[0])]
     found = [list(_images(part, names)) for part in parts]
     for part, images in zip(parts, found, strict=True):
         if not images:
@@ -61,10 +62,16 @@ def _entries(folder: Path) -> list[Path]:
         raise DataError(f"cannot read the image folder '{folder}': {reason(error)}") from error
 
 
+def _folders(folder: Path) -> list[Path]:
+    entries = _entries(folder)
+    try:
+        return [entry for entry in entries if entry.is_dir()]
+    except OSError as error:
+        raise DataError(f"cannot read the image folder '{folder}': {reason(error)}") from error
+
+
 def _images(part: Path, names: list[str]) -> Iterator[tuple[Path, int]]:
-    for folder in _entries(part):
-        if not folder.is_dir():
-            continue
+    for folder in _folders(part):
         if folder.name not in names:
             raise DataError(
                 f"'{folder}' is a class that the training images lack; their classes are {', '.join(names)}"

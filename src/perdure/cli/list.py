@@ -1,0 +1,58 @@
+"""`perdure list`: everything that has a name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from perdure.cli.output import Json, aligned, print_json
+
+NOT_SET_BY_HAND = ("input_shape", "outputs", "seed", "root")
+Kind = Literal["methods", "benchmarks", "models", "datasets"]
+
+
+def list_names(
+    kind: Annotated[Kind, Parameter(help="What to list.")],
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """List the methods, benchmarks, models or data sets."""
+    from perdure import registry
+
+    entries = [_described(kind, name, getattr(registry, kind).get(name)) for name in getattr(registry, kind).names()]
+    if kind == "methods":
+        entries.insert(0, {"name": "finetune", "description": "no method at all: the lower reference"})
+    if json:
+        print_json(entries)
+    else:
+        print(aligned([(entry["name"], entry["description"]) for entry in entries]))
+
+
+def first_sentence(entry: Any) -> str:
+    """The first sentence of an object's docstring, on one line."""
+    text = " ".join((inspect.getdoc(entry) or "").split("\n\n")[0].split())
+    return re.split(r"(?<!\.)\.(?:\s|$)", text)[0]
+
+
+def _described(kind: Kind, name: str, entry: Any) -> dict[str, Any]:
+    if kind == "methods":
+        return {
+            "name": name,
+            "description": entry.summary or first_sentence(entry),
+            "paper": getattr(entry, "paper", ""),
+            "use_when": getattr(entry, "use_when", ""),
+            "cost": getattr(entry, "cost", ""),
+            "scenarios": sorted(entry.scenarios),
+            "stores_examples": entry.stores_examples,
+        }
+    if kind == "datasets":
+        keys = ("description", "shape", "classes", "train", "test", "licence", "citation", "homepage", "download_size")
+        return {"name": name, **{key: getattr(entry, key) for key in keys}}
+    from perdure.experiments.typed import arguments
+
+    takes = list(arguments(entry, leave_out=NOT_SET_BY_HAND))
+    return {"name": name, "description": first_sentence(entry), "arguments": takes}

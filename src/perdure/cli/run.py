@@ -1,0 +1,161 @@
+"""`perdure run`: one experiment, from flags or a file, for one or several seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from perdure.cli.output import DataRoot, Json, only_results_on_stdout, print_json, say
+from perdure.cli.progress import run_progress
+from perdure.errors import UsageError
+
+if TYPE_CHECKING:
+    from perdure.results import Results
+
+Benchmark = Annotated[
+    str | None,
+    Parameter(
+        name=["--benchmark", "-b"], help="One of 'perdure list benchmarks', a .csv or .tsv file, or a folder of images."
+    ),
+]
+Scenario = Annotated[str | None, Parameter(help="task, domain or class; default: the benchmark's own.")]
+Set = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        negative=(),
+        help="SECTION.KEY=VALUE, where the section is a method's name, train, stream or model; may be repeated.",
+    ),
+]
+Device = Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 or mps; if left open, the GPU if there is one.")]
+
+
+def run(
+    experiment: Annotated[Path | None, Parameter(help="A YAML file; flags go before what it says.")] = None,
+    /,
+    *,
+    benchmark: Benchmark = None,
+    scenario: Scenario = None,
+    method: Annotated[
+        list[str] | None,
+        Parameter(
+            name=["--method", "-m"], negative=(), help="One of 'perdure list methods', or finetune; may be repeated."
+        ),
+    ] = None,
+    set_: Set = None,
+    seed: Annotated[int | None, Parameter(help="Run this one seed.")] = None,
+    seeds: Annotated[int | None, Parameter(help="Run seeds 0 to N-1; default: 1.")] = None,
+    out: Annotated[
+        Path | None,
+        Parameter(name=["--out", "-o"], help="A new folder for results, log and checkpoints; default: none."),
+    ] = None,
+    resume: Annotated[Path | None, Parameter(help="Continue the run in this folder.")] = None,
+    overwrite: Annotated[bool, Parameter(negative="", help="Replace an earlier run in --out.")] = False,
+    data_root: DataRoot = None,
+    device: Device = None,
+    threads: Annotated[int | None, Parameter(help="CPU threads; default: 1 for an mlp, else torch's own.")] = None,
+    json: Json = False,
+) -> None:
+    """Run one experiment and print its results.
+
+    perdure run -b split-mnist --scenario class -m ewc -m replay --set replay.capacity=500 --seeds 3 --out runs/a
+    """
+    flags = {"benchmark": benchmark, "scenario": scenario, "methods": split_names(method), "seeds": _seeds(seed, seeds)}
+    flags |= {"threads": threads, "data_root": data_root, "device": device}
+    with only_results_on_stdout():
+        if resume is None:
+            runs = _start(experiment, flags, set_ or [], out, overwrite)
+        else:
+            given: dict[str, Any] = {
+                "the experiment file": experiment,
+                "--benchmark": benchmark,
+                "--scenario": scenario,
+            }
+            given |= {"--method": method, "--set": set_, "--seed": seed, "--seeds": seeds, "--out": out}
+            _refuse_beside_resume(given | {"--threads": threads, "--overwrite": overwrite or None})
+            runs = _resume(resume, data_root, device)
+    _show(runs, resume or out, json)
+
+
+def merged(experiment: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """What a file says, and the flags that were given in its place."""
+    from perdure.experiments.config import read_yaml
+
+    mapping = read_yaml(experiment) if experiment is not None else {}
+    return mapping | {key: value for key, value in flags.items() if value is not None}
+
+
+def split_names(written: list[str] | None) -> list[str] | None:
+    """`["ewc+replay"]` as `["ewc", "replay"]`."""
+    return None if written is None else [name.strip() for text in written for name in text.split("+")]
+
+
+def _start(
+    experiment: Path | None, flags: dict[str, Any], sets: list[str], out: Path | None, overwrite: bool
+) -> list[Results]:
+    from perdure.experiments.config import Experiment
+
+    if overwrite and out is None:
+        raise UsageError("--overwrite replaces a run in --out, which is not given; add --out DIR")
+    chosen = Experiment.from_mapping(merged(experiment, flags), sets)
+    from perdure.experiments.run import run as run_experiment
+
+    try:
+        with run_progress(len(chosen.seeds)) as listen:
+            return run_experiment(chosen, out, overwrite=overwrite, on_event=listen)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_continue(out)) from None
+
+
+def _resume(folder: Path, data_root: str | None, device: str | None) -> list[Results]:
+    from perdure.experiments.run import read_run
+    from perdure.experiments.run import resume as resume_run
+
+    seeds = len(read_run(folder).seeds)
+    try:
+        with run_progress(seeds) as listen:
+            return resume_run(folder, data_root=data_root, device=device, on_event=listen)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_continue(folder)) from None
+
+
+def _how_to_continue(folder: Path | None) -> str:
+    from perdure.experiments.folders import CONFIG
+
+    if folder is None:
+        return "nothing was kept; with --out DIR a run can be continued"
+    if not (folder / CONFIG).is_file():
+        return "nothing had been trained yet"
+    return f"continue with: perdure run --resume {folder}"
+
+
+def _seeds(seed: int | None, seeds: int | None) -> int | list[int] | None:
+    if seed is not None and seeds is not None:
+        raise UsageError(f"--seed {seed} is one seed and --seeds {seeds} is seeds 0 to {seeds - 1}; give one of them")
+    if seed is not None and seed < 0:
+        raise UsageError(f"--seed is {seed}, it must be at least 0")
+    return seeds if seed is None else [seed]
+
+
+def _refuse_beside_resume(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"--resume takes everything from the folder of the run; leave {name} out")
+
+
+def _show(runs: list[Results], folder: Path | None, json: bool) -> None:
+    if json:
+        from perdure.experiments.folders import summary_of
+
+        print_json(runs[0].to_dict() if len(runs) == 1 else summary_of(runs))
+    elif len(runs) == 1:
+        print(runs[0])
+    else:
+        from perdure.comparison import compare
+
+        print(f"{runs[0].label} on {runs[0].benchmark} ({runs[0].scenario}), mean ± std over {len(runs)} seeds\n")
+        print(compare({runs[0].label: runs}))
+    if folder is not None:
+        say(f"written to {folder}")

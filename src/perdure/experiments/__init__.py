@@ -1,0 +1,1 @@
+"""Experiments: what to run, typed and in YAML; running, resuming and comparing."""

@@ -1,0 +1,173 @@
+"""Running an experiment: one seed after the other, into a folder, and on from there after a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perdure.errors import UsageError
+from perdure.experiments.build import Prepared, on_this_machine, prepare
+from perdure.experiments.config import Experiment, read_yaml
+from perdure.experiments.folders import CONFIG, RESULTS, NewFolder, check_free, seed_folder, write_summary
+from perdure.files import write_atomically
+from perdure.results import Results
+
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
+
+
+def run(
+    experiment: Experiment,
+    folder: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    on_event: Listener | None = None,
+) -> list[Results]:
+    """Run every seed of an experiment.
+
+    Parameters
+    ----------
+    folder
+        Where configuration, log, checkpoints and results go; nothing is written without it.
+    overwrite
+        Whether an earlier run in the folder may be replaced.
+    on_event
+        Called with the events of `Learner.fit`, each with `seed` and the number of `tasks` added.
+
+    Raises
+    ------
+    UsageError, DataError, ModelError
+        For what cannot work, before anything is written or trained.
+    StorageError
+        If the folder cannot be written.
+
+    >>> experiment = Experiment.from_mapping({"methods": ["replay"], "train": {"epochs": 1}, "seeds": [3]})
+    >>> [results.seed for results in run(experiment)]
+    [3]
+    """
+    experiment = on_this_machine(experiment)
+    if folder is None:
+        return [_run_seed(experiment, seed, None, on_event) for seed in experiment.seeds]
+    check_free(Path(folder), overwrite)
+    first = prepare(experiment, experiment.seeds[0])
+    new = NewFolder(Path(folder))
+    try:
+        return _run_into(experiment, new.path, on_event, first)
+    except Exception:
+        if not new.resumable:
+            new.discard()
+        raise
+
+
+def resume(
+    folder: str | Path,
+    *,
+    data_root: str | None = None,
+    device: str | None = None,
+    on_event: Listener | None = None,
+) -> list[Results]:
+    """Continue the run in a folder to the result that it would have had without the stop.
+
+    Parameters
+    ----------
+    data_root, device
+        Where the data are now, and where to train now, if that has changed.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds no run.
+    CheckpointError
+        If all its checkpoints are damaged.
+    """
+    experiment = read_run(folder)
+    experiment = dataclasses.replace(
+        experiment, data_root=data_root or experiment.data_root, device=device or experiment.device
+    )
+    return _run_into(on_this_machine(experiment), Path(folder), on_event)
+
+
+def read_run(folder: str | Path) -> Experiment:
+    """The experiment that a run's folder was made by; raises UsageError if it is none."""
+    config = Path(folder) / CONFIG
+    if not config.is_file():
+        raise UsageError(f"'{folder}' holds no run: it has no {CONFIG}; start one with 'perdure run --out {folder}'")
+    return Experiment.from_mapping(read_yaml(config))
+
+
+def run_seed(experiment: Experiment, seed: int, folder: Path | None, on_event: Listener | None = None) -> Results:
+    """Run one seed from its beginning, into the folder of its own if one is given."""
+    prepared = prepare(experiment, seed)
+    if folder is not None:
+        write_config(experiment, seed, folder)
+    return _run_seed(experiment, seed, folder, on_event, prepared)
+
+
+def write_config(experiment: Experiment, seed: int | None, folder: Path) -> None:
+    """Write `config.yaml`: of one seed, or of all if `seed` is None."""
+    written = experiment if seed is None else dataclasses.replace(experiment, seeds=(seed,))
+    write_atomically(folder / CONFIG, written.to_yaml().encode())
+
+
+def _run_into(
+    experiment: Experiment, folder: Path, on_event: Listener | None, first: Prepared | None = None
+) -> list[Results]:
+    write_config(experiment, None, folder)
+    runs = []
+    for seed in experiment.seeds:
+        own = seed_folder(folder, seed, experiment.seeds)
+        if (own / RESULTS).is_file():
+            runs.append(Results.load(own))
+            continue
+        if own != folder:
+            write_config(experiment, seed, own)
+        runs.append(_run_seed(experiment, seed, own, on_event, first))
+        first = None
+    if len(runs) > 1:
+        write_summary(folder, runs)
+    return runs
+
+
+def _run_seed(
+    experiment: Experiment, seed: int, folder: Path | None, on_event: Listener | None, prepared: Prepared | None = None
+) -> Results:
+    device = torch.device(experiment.device or "cpu")
+    with _own_randomness(seed, device), _threads(experiment.threads or torch.get_num_threads()):
+        ready = prepared or prepare(experiment, seed)
+        listener = None if on_event is None else _marked(on_event, seed=seed, tasks=len(ready.stream))
+        results: Results = ready.learner.fit(
+            ready.stream, **ready.fit_options, folder=folder, resume=folder is not None, on_event=listener
+        )
+    return results
+
+
+def _marked(on_event: Listener, **marks: Any) -> Listener:
+    return lambda event: on_event(marks | event)
+
+
+@contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators, which layers such as dropout draw from, seeded for the run and put back after it."""
+    gpus = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The number of threads of a run: it decides both its time and, by the order of sums, its last bits."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
