@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure import data, errors, memory, methods, metrics, models, report, streams
+    from perdure.attachment import attach
     from perdure.learner import Learner
     from perdure.methods.base import Method
     from perdure.registry import register
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from perdure.streams.task import Stream, Task
 
 _HOMES = {
+    "attach": "perdure.attachment",
     "Learner": "perdure.learner",
     "Method": "perdure.methods.base",
     "Results": "perdure.results",
@@ -36,6 +38,7 @@ __all__ = [
     "Results",
     "Stream",
     "Task",
+    "attach",
     "benchmarks",
     "data",
     "errors",

@@ -97,8 +97,10 @@ class Forward:
         together = [source for source in batch.sources if not source.separate]
         if len(together) == len(batch.sources):
             return self._group(together, task)
-        parts = self._group(together, task).split_with_sizes([source.size for source in together])
-        outputs = dict(zip([source.name for source in together], parts, strict=True))
+        outputs: dict[str, Tensor] = {}
+        if together:
+            parts = self._group(together, task).split_with_sizes([source.size for source in together])
+            outputs = dict(zip([source.name for source in together], parts, strict=True))
         for source in batch.sources:
             if source.separate:
                 outputs[source.name] = self._group([source], task)

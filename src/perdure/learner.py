@@ -162,7 +162,7 @@ class Learner:
         The detached loss, a scalar on the device.
         """
         if not self.parameters.intact():
-            self._follow_model()
+            self.follow_model()
         batch = Batch.current(self._on_device(x), self._on_device(y), self.task_index, index, first_pass)
         if self.hooks["step"]:
             loss, outputs = self.hooks["step"][0].step(batch), None
@@ -204,6 +204,12 @@ class Learner:
         """From the finished backward pass to the finished update: gradient hooks, clipping, optimizer, update hooks."""
         if self.scaler is not None and not self._unscale():
             return
+        before = self.transform_gradient()
+        self.optimizers.step()
+        self.finish_update(before)
+
+    def transform_gradient(self) -> Tensor:
+        """Let the methods read and change the gradient, and clip it; returns the weights before the step [P]."""
         if self._gathers:
             grad = self.parameters.gather()
             for method in self.hooks["observe_gradient"]:
@@ -216,9 +222,11 @@ class Learner:
             nn.utils.clip_grad_value_(self.parameters.members.values(), self.clip_value)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters.members.values(), self.clip_norm)
+        return self.parameters.snapshot() if self._needs_before else self.parameters.theta
+
+    def finish_update(self, before: Tensor) -> None:
+        """Let the methods act on the update and read it; `before` [P] is what `transform_gradient` returned."""
         theta = self.parameters.theta
-        before = self.parameters.snapshot() if self._needs_before else theta
-        self.optimizers.step()
         for method in self.hooks["on_update"]:
             method.on_update(before, theta)
         for method in self.hooks["observe_update"]:
@@ -265,13 +273,13 @@ class Learner:
         self.classes.open(task.index, task.classes)
         if task.classes:
             open_columns(self.parameters.module, task.index, task.classes)
-        self._follow_model()
+        self.follow_model()
         self.task = task = self._extended(task)
         self.tasks_begun += 1
         self.progress, self._width_checked = 0.0, False
         for method in self.hooks["begin_task"]:
             method.begin_task(task)
-        self._follow_model()
+        self.follow_model()
 
     def _extended(self, task: Task) -> Task:
         for method in self.hooks["training_data"]:
@@ -283,10 +291,10 @@ class Learner:
         if self.task is None:
             raise UsageError("no task is open; call begin_task() first")
         self.parameters.release()
-        self._follow_model()
+        self.follow_model()
         for method in self.hooks["end_task"]:
             method.end_task(self.task)
-        self._follow_model()
+        self.follow_model()
         self.task = None
 
     @property
@@ -398,7 +406,7 @@ class Learner:
         self.forward.heads = [module for module in modules if callable(getattr(module, "activate", None))]
         self.forward.activators = [method.activate for method in self.hooks["activate"]]
 
-    def _follow_model(self) -> None:
+    def follow_model(self) -> None:
         """Notice parameters that were added, replaced, resized, thawed or moved, and move everything along."""
         if not self.parameters.changed():
             return

@@ -60,7 +60,7 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     except RuntimeError as error:
         detail = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise UsageError(f"the saved model and this one differ ({detail}); build the model as it was") from error
-    learner._follow_model()
+    learner.follow_model()
     for name, parameter in learner.parameters.members.items():
         parameter.requires_grad_(name not in state["frozen"])
     for name, submodule in module.named_modules():

@@ -67,6 +67,8 @@ class Method:
         What nobody else may own beside it: "predict", "criterion", "training_data", "step".
     attachable
         Whether it works inside a loop that somebody else owns.
+    distils_current
+        Its `loss` reads the outputs of the current rows.
     aligned
         Attributes that are vectors [P] like `theta`, each with the fill of new entries: a number or "theta".
     transient
@@ -86,6 +88,7 @@ class Method:
     regulariser: ClassVar[bool] = False
     owns: ClassVar[tuple[str, ...]] = ()
     attachable: ClassVar[bool] = True
+    distils_current: ClassVar[bool] = False
     aligned: ClassVar[dict[str, float | str]] = {}
     transient: ClassVar[tuple[str, ...]] = ()
 

@@ -54,6 +54,7 @@ class LwF(Method):
     cost: ClassVar[str] = "time: one more forward pass a step; memory: one copy of the model"
     regulariser: ClassVar[bool] = True
     needs_boundaries: ClassVar[bool] = True
+    distils_current: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_value(self.name, "strength", self.strength)
