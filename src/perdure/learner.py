@@ -20,6 +20,7 @@ from perdure.compatibility import check_methods, check_optimizers, check_scenari
 from perdure.criterion import Criterion, RowLoss
 from perdure.data.examples import as_examples
 from perdure.errors import ModelError, UsageError
+from perdure.flat import FlatStep
 from perdure.forward import Forward, default_prepare, has_convolutions
 from perdure.methods.base import HOOKS, Method
 from perdure.methods.side_passes import eval_mode
@@ -113,6 +114,7 @@ class Learner:
         self.parameters = ParameterVector(model)
         self.device = self.parameters.theta.device
         self.optimizers = Optimizers(optimizer, list(self.parameters.members.items()))
+        self.flat = FlatStep(self.parameters, self.optimizers)
         self.schedulers = [scheduler(each) for each in self.optimizers.all] if scheduler else []
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.forward = Forward(model, self.parameters.theta, precision, channels_last)
@@ -205,12 +207,13 @@ class Learner:
         if self.scaler is not None and not self._unscale():
             return
         before = self.transform_gradient()
-        self.optimizers.step()
+        if not self.flat.step():
+            self.optimizers.step()
         self.finish_update(before)
 
     def transform_gradient(self) -> Tensor:
         """Let the methods read and change the gradient, and clip it; returns the weights before the step [P]."""
-        if self._gathers:
+        if self._gathers or self.flat.possible:
             grad = self.parameters.gather()
             for method in self.hooks["observe_gradient"]:
                 method.observe_gradient(grad)
@@ -410,11 +413,13 @@ class Learner:
         """Notice parameters that were added, replaced, resized, thawed or moved, and move everything along."""
         if not self.parameters.changed():
             return
+        self.flat.leave()
         remap = self.parameters.rebind()
         theta = self.parameters.theta
         self.device = self.forward.device = self.classes.device = theta.device
         self.forward.dtype = theta.dtype
         self.optimizers.rebind(list(self.parameters.members.items()))
+        self.flat = FlatStep(self.parameters, self.optimizers)
         if remap is not None:
             self.resize(remap)
         self._find_activators()

@@ -131,6 +131,7 @@ class ParameterVector:
         self._watch: list[tuple[dict[str, Any], str, nn.Parameter, int]] = []
         self._grads: list[tuple[nn.Parameter, Tensor]] = []
         self._before: Tensor | None = None
+        self.complete = False
         self.rebind()
 
     # -- binding ------------------------------------------------------------------------------------------------
@@ -252,7 +253,8 @@ class ParameterVector:
     def gather(self) -> Tensor:
         """Copy all gradients into `grad` [P] and make every `p.grad` a view of it.
 
-        A parameter that took no part keeps `p.grad = None`, so no optimizer moves it; its part of `grad` is zero.
+        A parameter that took no part keeps `p.grad = None`, so no optimizer moves it; its part of `grad` is zero, and
+        `complete` is false.
         """
         if not self._grads:
             self.grad = torch.zeros_like(self.theta)
@@ -260,9 +262,11 @@ class ParameterVector:
                 (p, slot.view(self.grad)) for slot, p in zip(self.layout, self.members.values(), strict=True)
             ]
         views, gradients = [], []
+        self.complete = True
         for parameter, view in self._grads:
             gradient = parameter.grad
             if gradient is None:
+                self.complete = False
                 view.zero_()
             elif gradient.is_sparse:
                 raise ModelError("a parameter has a sparse gradient; build its embedding with sparse=False")

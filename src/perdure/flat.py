@@ -1,0 +1,120 @@
+"""An elementwise optimizer run once over the whole vector, where that gives the bits of running it tensor by tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from perdure.optimizers import Optimizers
+from perdure.parameters import ParameterVector
+
+# Every value moves by itself in these; with fused kernels it does not: the ends of tensors take another path.
+ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+OPTIONS_THAT_FORBID = ("fused", "capturable", "differentiable")
+LARGEST = 1 << 20
+"""Values above which copying the gradients costs more than the calls that are saved."""
+
+
+class FlatStep:
+    """Takes the optimizer's step on `theta` and `grad` with torch's own optimizer over one tensor.
+
+    The caller's optimizer keeps its object, its groups and a state for each parameter: the moments become views of flat
+    ones. Used on a CPU for SGD, Adam and AdamW with one group over exactly the vector's parameters, without step hooks,
+    schedulers or fused kernels, and in steps in which every parameter has a gradient.
+    """
+
+    def __init__(self, parameters: ParameterVector, optimizers: Optimizers) -> None:
+        self.parameters = parameters
+        self.optimizers = optimizers
+        self._shadow: Optimizer | None = None
+        self._flat = nn.Parameter(torch.empty(0))
+        self._first_parameter = next(iter(parameters.members.values()))
+        self._first_state: dict[str, Any] | None = None
+        self.possible = self._check()
+
+    def _check(self) -> bool:
+        if len(self.optimizers.all) != 1:
+            return False
+        optimizer, theta = self.optimizers.all[0], self.parameters.theta
+        group = optimizer.param_groups[0]
+        members = list(self.parameters.members.values())
+        return (
+            type(optimizer) in ELEMENTWISE
+            and len(optimizer.param_groups) == 1
+            and {id(p) for p in group["params"]} == {id(p) for p in members}
+            and not any(group.get(option) for option in OPTIONS_THAT_FORBID)
+            and not isinstance(group["lr"], Tensor)
+            and theta.device.type == "cpu"
+            and 0 < theta.numel() <= LARGEST
+        )
+
+    def step(self) -> bool:
+        """Step all parameters at once; false if they have to be stepped one by one, and then nothing has happened."""
+        optimizer = self.optimizers.all[0]
+        watched = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        if not self.possible or not self.parameters.complete or watched or "step" in vars(optimizer):
+            self.leave()
+            return False
+        group = optimizer.param_groups[0]
+        current = optimizer.state.get(self._first_parameter)
+        if (self._shadow is None or current is not self._first_state) and not self._enter(optimizer, group):
+            return False
+        assert self._shadow is not None
+        shadow_group = self._shadow.param_groups[0]
+        for key, value in group.items():
+            if key not in ("params", "param_names"):
+                shadow_group[key] = value
+        self._shadow.step()
+        if self._first_state is None:
+            self._share(optimizer)
+        return True
+
+    def leave(self) -> None:
+        """Give every parameter a count of steps of its own again."""
+        if self._first_state is not None:
+            for state in self.optimizers.all[0].state.values():
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.dim() == 0:
+                        state[key] = value.clone()
+        self._shadow, self._first_state = None, None
+
+    # -- pieces ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, optimizer: Optimizer, group: dict[str, Any]) -> bool:
+        """Make the one tensor, and join the parameters' states; false if they are not alike."""
+        self._shadow, self._first_state = None, None
+        members = self.parameters.members
+        states = {name: optimizer.state[p] for name, p in members.items() if optimizer.state.get(p)}
+        counts = {float(state["step"]) for state in states.values() if "step" in state}
+        if (states and len(states) < len(members)) or len(counts) > 1:
+            self.possible = False
+            return False
+        self._flat = nn.Parameter(self.parameters.theta)
+        self._flat.grad = self.parameters.grad
+        options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        kind: Any = type(optimizer)
+        self._shadow = kind([{"params": [self._flat], **options}])
+        if states:
+            flat: dict[str, Any] = dict(next(iter(states.values())))
+            for key, value in flat.items():
+                if isinstance(value, Tensor) and value.dim():
+                    flat[key] = self.parameters.pack({name: state[key] for name, state in states.items()})
+            self._shadow.state[self._flat] = flat
+            self._share(optimizer)
+        return True
+
+    def _share(self, optimizer: Optimizer) -> None:
+        """Make the parameters' states views of the flat one; the count of steps is one for all."""
+        assert self._shadow is not None
+        flat = self._shadow.state.get(self._flat)
+        if not flat:
+            return
+        views = {k: self.parameters.views(v) for k, v in flat.items() if isinstance(v, Tensor) and v.dim()}
+        for name, parameter in self.parameters.members.items():
+            state = optimizer.state[parameter]
+            for key, value in flat.items():
+                state[key] = views[key][name] if key in views else value
+        self._first_state = optimizer.state[self._first_parameter]
