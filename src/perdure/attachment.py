@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from perdure.batch import Batch, Source
 from perdure.criterion import RowLoss
 from perdure.errors import IncompatibleError, UsageError
+from perdure.flat import FlatStep
 from perdure.learner import Learner
 from perdure.methods.base import Method
 from perdure.tree import as_tensors, cat, rows, to_device
@@ -105,6 +106,7 @@ class Guard:
             optimizer.register_step_post_hook(self._after_step),
             learner.model.register_forward_hook(self._listen),
         ]
+        learner.flat = FlatStep(learner.parameters, learner.optimizers)
 
     @contextmanager
     def task(self, name: str, data: Any = None, classes: Sequence[int] = ()) -> Iterator[Guard]:

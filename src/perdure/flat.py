@@ -47,6 +47,7 @@ class FlatStep:
             and {id(p) for p in group["params"]} == {id(p) for p in members}
             and not any(group.get(option) for option in OPTIONS_THAT_FORBID)
             and not isinstance(group["lr"], Tensor)
+            and not _is_watched(optimizer)
             and theta.device.type == "cpu"
             and 0 < theta.numel() <= LARGEST
         )
@@ -54,8 +55,7 @@ class FlatStep:
     def step(self) -> bool:
         """Step all parameters at once; false if they have to be stepped one by one, and then nothing has happened."""
         optimizer = self.optimizers.all[0]
-        watched = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        if not self.possible or not self.parameters.complete or watched or "step" in vars(optimizer):
+        if not self.possible or not self.parameters.complete or _is_watched(optimizer):
             self.leave()
             return False
         group = optimizer.param_groups[0]
@@ -118,3 +118,9 @@ class FlatStep:
             for key, value in flat.items():
                 state[key] = views[key][name] if key in views else value
         self._first_state = optimizer.state[self._first_parameter]
+
+
+def _is_watched(optimizer: Optimizer) -> bool:
+    """Whether somebody hears of every `step()`: by hooks, or by a method put in its place, as schedulers do."""
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(hooks) or "step" in vars(optimizer)

@@ -114,8 +114,8 @@ class Learner:
         self.parameters = ParameterVector(model)
         self.device = self.parameters.theta.device
         self.optimizers = Optimizers(optimizer, list(self.parameters.members.items()))
-        self.flat = FlatStep(self.parameters, self.optimizers)
         self.schedulers = [scheduler(each) for each in self.optimizers.all] if scheduler else []
+        self.flat = FlatStep(self.parameters, self.optimizers)
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.forward = Forward(model, self.parameters.theta, precision, channels_last)
         self.criterion = Criterion(criterion)
