@@ -179,7 +179,7 @@ class _Run:
                 "this learner has been trained already; build a new one, or use fit_task for further tasks"
             )
         if self.folder is not None:
-            self.folder.truncate(0)
+            self.folder.clear()
         self._evaluate(after=-1)
 
     def restore(self) -> bool:

@@ -60,6 +60,16 @@ class RunFolder:
                 f"cannot write {self.log}: {error.strerror}; free space or choose another folder"
             ) from error
 
+    def clear(self) -> None:
+        """Forget an earlier run: its checkpoints would outlive those of the new one, and be resumed instead."""
+        try:
+            if self.checkpoints.exists():
+                shutil.rmtree(self.checkpoints)
+            (self.path / "results.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot clear {self.path}: {error.strerror}; choose another folder") from error
+        self.truncate(0)
+
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint and drop all but the last two."""
         save_state(self.checkpoints / f"{step:09d}", state)

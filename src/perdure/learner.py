@@ -132,9 +132,6 @@ class Learner:
         self.hooks: dict[str, list[Method]] = {
             hook: sorted((m for m in self.methods if m.has(hook)), key=methodcaller("rank", hook)) for hook in HOOKS
         }
-        self.changes_gradient = bool(
-            self.hooks["add_gradient"] or self.hooks["project_gradient"] or clip_norm or clip_value
-        )
         self._gathers = any(self.hooks[h] for h in ("observe_gradient", "add_gradient", "project_gradient"))
         check_optimizers(self.methods, self.optimizers.all)
         self._needs_before = any(method.needs_update for method in self.methods)
@@ -172,6 +169,7 @@ class Learner:
             for method in self.hooks["on_batch"]:
                 batch = method.on_batch(batch)
             self.parameters.release()
+            self.optimizers.release()
             loss, outputs = self._backward(batch)
             self._update()
         self.passes["steps"] += 1

@@ -46,6 +46,11 @@ class Optimizers:
         for optimizer in self.all:
             optimizer.step()
 
+    def release(self) -> None:
+        """Forget the gradients of what is held beside the vector: a criterion's weights, a layer thawed in mid-task."""
+        for parameter in self._strays:
+            parameter.grad = None
+
     def reset(self) -> None:
         """Forget moments and step counts; learning rates and groups stay."""
         for optimizer in self.all:
@@ -141,6 +146,8 @@ class Optimizers:
                     "LBFGS evaluates the loss several times a step through a closure, so gradient hooks cannot see one "
                     "gradient; use a first-order optimizer such as SGD or Adam"
                 )
+        members = {id(p) for p in self.members.values()}
+        self._strays = [p for group in self.groups() for p in group["params"] if id(p) not in members]
         held = [id(p) for group in self.groups() for p in group["params"]]
         if len(held) != len(set(held)):
             raise ModelError("a parameter is in two optimizers or groups; give each parameter to one of them")

@@ -66,10 +66,19 @@ class Remap:
     the result also follows a change of device, and of type where the vector had the old one's.
     """
 
-    def __init__(self, old: Layout, new: Layout, was: Tensor | None = None, now: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        old: Layout,
+        new: Layout,
+        was: Tensor | None = None,
+        now: Tensor | None = None,
+        renamed: dict[str, str] | None = None,
+    ) -> None:
         self.old, self.new = old, new
         self._was, self._now = was, now
-        self._old_slots = {slot.name: slot for slot in old}
+        slots = {slot.name: slot for slot in old}
+        # New name -> old one, where a tensor was put elsewhere in the module (a wrapper, an adapter around a layer).
+        self._old_slots = slots | {name: slots[before] for name, before in (renamed or {}).items()}
 
     def __call__(self, vector: Tensor, fill: float | Tensor) -> Tensor:
         if vector.shape != (self.old.length,):
@@ -142,6 +151,8 @@ class ParameterVector:
         Returns the remap that every aligned vector has to follow, or None if layout, device and type are unchanged.
         """
         members = self._collect()
+        names = {id(parameter): name for name, parameter in self.members.items()}
+        renamed = {name: names[id(p)] for name, p in members.items() if names.get(id(p), name) != name}
         first = next(iter(members.values()))
         align = max(1, _CUDA_ALIGNMENT_BYTES // first.element_size()) if first.is_cuda else 1
         layout = _lay_out(members, align)
@@ -159,7 +170,7 @@ class ParameterVector:
         self._watch = [(*owners[id(p)], p, p.data_ptr()) for p in members.values()]
         if not previous.slots or (previous, was.device, was.dtype) == (layout, theta.device, theta.dtype):
             return None
-        return Remap(previous, layout, was, theta)
+        return Remap(previous, layout, was, theta, renamed)
 
     def intact(self) -> bool:
         """Whether every parameter is still the view that was bound (cheap enough for every step)."""
@@ -175,9 +186,10 @@ class ParameterVector:
         )
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        known = {id(parameter) for parameter in self.members.values()}
         for name, parameter in self.module.named_parameters():
             name = name.replace("_orig_mod.", "")
-            if parameter.requires_grad or name in self.members:
+            if parameter.requires_grad or name in self.members or id(parameter) in known:
                 yield name, parameter
 
     def _collect(self) -> dict[str, nn.Parameter]:

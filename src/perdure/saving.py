@@ -60,9 +60,14 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     except RuntimeError as error:
         detail = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise UsageError(f"the saved model and this one differ ({detail}); build the model as it was") from error
+    saved_layout = Layout.from_json(state["layout"])
+    # What was in the vector joins it again, though it may be frozen now, or be frozen still in the fresh model.
+    held = {slot.name for slot in saved_layout}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name.replace("_orig_mod.", "") in held)
     learner.follow_model()
     for name, parameter in learner.parameters.members.items():
-        parameter.requires_grad_(name not in state["frozen"])
+        parameter.requires_grad_(name in held and name not in state["frozen"])
     for name, submodule in module.named_modules():
         submodule.training = state["modes"].get(name, submodule.training)
     learner.optimizers.load_state_dict(state["optimizers"])
@@ -72,7 +77,6 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
         learner.scaler.load_state_dict(state["scaler"])
     for method in learner.methods:
         method.load_state_dict(state["methods"][method.name]["state"])
-    saved_layout = Layout.from_json(state["layout"])
     if saved_layout != learner.parameters.layout:
         learner.resize(Remap(saved_layout, learner.parameters.layout))
     learner.classes.load_state_dict(state["classes"])

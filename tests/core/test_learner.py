@@ -596,3 +596,94 @@ def test_joint_reaches_more_than_fine_tuning() -> None:
     assert fine.metrics()["final_average_accuracy"] < 0.3
     assert joint.metrics()["final_average_accuracy"] > 0.8
     assert fine.metrics()["task_restricted_accuracy"] > 0.8
+
+
+# -- what users do to models and folders ------------------------------------------------------------------------------
+
+
+class Adapted(nn.Module):
+    """A layer with a low-rank detour, as adapters put it in a layer's place."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.base = layer
+        self.down = nn.Linear(layer.in_features, 2, bias=False)
+        self.up = nn.Linear(2, layer.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x) + self.up(self.down(x))
+        return out
+
+
+def test_a_layer_that_moves_into_an_adapter_keeps_its_state() -> None:
+    learner = perdure.Learner(mlp(), partial(torch.optim.Adam, lr=0.01), [EWC(strength=1)])
+    data = (torch.randn(40, 64), torch.arange(40) % 10)
+    learner.fit_task("a", data)
+    importance = learner.parameters.views(learner.methods[0].importance)["head.weight"].clone()
+    moment = learner.optimizers.all[0].state[learner.model.head.weight]["exp_avg"].clone()
+    learner.model.head = Adapted(learner.model.head)
+    learner.begin_task("b", data)
+    assert set(learner.parameters.members) > {"head.base.weight", "head.up.weight"}
+    views = learner.parameters.views(learner.methods[0].importance)
+    assert torch.equal(views["head.base.weight"], importance)
+    assert not views["head.down.weight"].any()
+    assert torch.equal(learner.optimizers.all[0].state[learner.model.head.base.weight]["exp_avg"], moment)
+    for _ in range(3):
+        learner.step(*data)
+    learner.end_task()
+    assert learner.model.head.up.weight.any()
+
+
+def test_a_saved_adapter_run_loads_into_a_fresh_adapted_model(tmp_path: Path) -> None:
+    def adapted() -> nn.Module:
+        torch.manual_seed(4)
+        model = mlp()
+        model.head = Adapted(model.head)
+        model.body.requires_grad_(False)
+        return model
+
+    data = (torch.randn(40, 64), torch.arange(40) % 10)
+    model = adapted()
+    learner = perdure.Learner(model, partial(torch.optim.Adam, lr=0.01), [EWC(strength=1)])
+    learner.fit_task("a", data)
+    model.body.requires_grad_(True)
+    learner.fit_task("b", data)
+    model.head.base.requires_grad_(False)
+    learner.fit_task("c", data)
+    learner.save(tmp_path / "s")
+    other = perdure.Learner.load(tmp_path / "s", model=adapted())
+    for each in (learner, other):
+        each.fit_task("d", data)
+    assert close(learner.model, other.model)
+    assert torch.equal(learner.methods[0].importance, other.methods[0].importance)
+
+
+def test_parameters_beside_the_model_are_the_optimizers_alone() -> None:
+    class Margin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(self.scale * outputs, y, reduction="none")
+
+    ours, theirs, margin, twin = mlp(), mlp(), Margin(), Margin()
+    learner = perdure.Learner(ours, SGD([*ours.parameters(), *margin.parameters()]), criterion=margin)
+    optimizer = SGD([*theirs.parameters(), *twin.parameters()])
+    for _ in range(3):
+        x, y = torch.randn(8, 64), torch.arange(8)
+        learner.partial_fit(x, y)
+        optimizer.zero_grad()
+        twin(theirs(x), y).mean().backward()
+        optimizer.step()
+    assert close(ours, theirs)
+    assert torch.equal(margin.scale, twin.scale)
+
+
+def test_a_new_run_in_an_old_folder_leaves_nothing_of_the_old_one(tmp_path: Path) -> None:
+    perdure.Learner(mlp(), SGD).fit(digits(), steps=9, folder=tmp_path)
+    perdure.Learner(mlp(), SGD).fit(digits(), steps=2, folder=tmp_path)
+    results = perdure.Learner(mlp(), SGD).fit(digits(), steps=2, folder=tmp_path, resume=True)
+    again = perdure.Learner(mlp(), SGD).fit(digits(), steps=2)
+    assert np.array_equal(results.matrix, again.matrix, equal_nan=True)

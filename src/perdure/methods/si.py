@@ -65,9 +65,8 @@ class SI(AnchoredPenalty):
         self._moved: Tensor | None = None
 
     def observe_gradient(self, grad: Tensor) -> None:
-        if not self.learner.changes_gradient:
-            self._raw = grad
-        elif self._raw is None:
+        # A copy always: what follows may change `grad` in place, and so do optimizers (foreach SGD with nesterov).
+        if self._raw is None:
             self._raw = grad.clone()
         else:
             self._raw.copy_(grad)
