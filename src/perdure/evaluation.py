@@ -69,6 +69,8 @@ def evaluate(learner: Learner, stream: Stream, tasks: int | None = None) -> Eval
                 raise DataError(f"task '{task.name}' has no test examples; give the stream a test set")
             open_view, restricted = _predictions(learner, stream, task)
             targets = task.test.targets
+            if targets.is_floating_point():
+                open_view = restricted = None  # a regression has no accuracy
             result.add("class_incremental", open_view, targets)
             result.add("task_restricted", restricted, targets)
     learner.forward.activate(learner.shown_task)

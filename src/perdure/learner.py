@@ -372,8 +372,13 @@ class Learner:
         """Accuracies on the test set of every task of a stream: see `perdure.evaluation.Evaluation`."""
         from perdure.evaluation import evaluate
 
+        before = self.stream, self.forward.prepare, self.scenario
         self.adopt(stream)
-        return evaluate(self, stream)
+        try:
+            return evaluate(self, stream)
+        finally:
+            if self.task is not None or before[0] is not None:  # training goes on as it was
+                self.stream, self.forward.prepare, self.scenario = before
 
     def save(self, folder: str | Path) -> None:
         """Write model, optimizer, methods and generators into `folder`, atomically, without pickle."""

@@ -687,3 +687,25 @@ def test_a_new_run_in_an_old_folder_leaves_nothing_of_the_old_one(tmp_path: Path
     results = perdure.Learner(mlp(), SGD).fit(digits(), steps=2, folder=tmp_path, resume=True)
     again = perdure.Learner(mlp(), SGD).fit(digits(), steps=2)
     assert np.array_equal(results.matrix, again.matrix, equal_nan=True)
+
+
+def test_a_regression_stream_trains_and_has_no_accuracy() -> None:
+    from perdure.data.examples import Examples
+
+    draw = torch.Generator().manual_seed(0)
+    parts = [Examples(torch.randn(30, 3, generator=draw), torch.randn(30, generator=draw)[:, None]) for _ in range(4)]
+    tasks = [perdure.Task(i, str(i), parts[i], parts[i + 2], ()) for i in range(2)]
+    stream = perdure.Stream(tasks, scenario="domain")
+    learner = perdure.Learner(nn.Linear(3, 1), SGD, [Replay(10)], criterion=F.mse_loss)
+    results = learner.fit(stream, steps=3, batch_size=8)
+    assert np.isnan(results.matrix).all()
+    assert results.metrics()["final_average_accuracy"] is None
+
+
+def test_evaluating_another_stream_leaves_training_as_it_was() -> None:
+    learner = perdure.Learner(mlp(), SGD)
+    stream, other = digits(), digits("domain")
+    learner.fit(stream, steps=3)
+    learner.evaluate(other)
+    assert learner.stream is stream
+    assert learner.scenario == "class"

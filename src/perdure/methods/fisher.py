@@ -7,6 +7,7 @@ the expectation of v v^T is diag(p) - p p^T for all that estimate the Fisher its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -92,7 +93,10 @@ def diagonal_fisher(
     squares = PerSampleSquares(model, names)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     used = 0
-    with eval_mode(model), torch.random.fork_rng(devices=devices):
+    # Layer hooks and vmap need the modules themselves, not a graph compiled without them.
+    compiled = any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules())
+    eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with eval_mode(model), torch.random.fork_rng(devices=devices), eagerly:
         for x, y in batches:
             count = rows(x)
             if samples is not None and used + count > samples:
