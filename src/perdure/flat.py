@@ -31,8 +31,8 @@ class FlatStep:
         self.optimizers = optimizers
         self._shadow: Optimizer | None = None
         self._flat = nn.Parameter(torch.empty(0))
-        self._first_parameter = next(iter(parameters.members.values()))
-        self._first_state: dict[str, Any] | None = None
+        self._states: list[dict[str, Any]] = []
+        self._counts: dict[str, Tensor] = {}
         self.possible = self._check()
 
     def _check(self) -> bool:
@@ -59,8 +59,10 @@ class FlatStep:
             self.leave()
             return False
         group = optimizer.param_groups[0]
-        current = optimizer.state.get(self._first_parameter)
-        if (self._shadow is None or current is not self._first_state) and not self._enter(optimizer, group):
+        if len(optimizer.param_groups) != 1 or len(group["params"]) != len(self.parameters.members):
+            self.leave()
+            return False
+        if (self._shadow is None or self._touched(optimizer)) and not self._enter(optimizer, group):
             return False
         assert self._shadow is not None
         shadow_group = self._shadow.param_groups[0]
@@ -68,29 +70,43 @@ class FlatStep:
             if key not in ("params", "param_names"):
                 shadow_group[key] = value
         self._shadow.step()
-        if self._first_state is None:
+        if not self._states:
             self._share(optimizer)
+        for key, counts in self._counts.items():
+            counts.copy_(self._shadow.state[self._flat][key])
         return True
 
     def leave(self) -> None:
         """Give every parameter a count of steps of its own again."""
-        if self._first_state is not None:
-            for state in self.optimizers.all[0].state.values():
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.dim() == 0:
-                        state[key] = value.clone()
-        self._shadow, self._first_state = None, None
+        for state in self._states:
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() == 0:
+                    state[key] = value.clone()
+        self._shadow, self._states, self._counts = None, [], {}
+
+    def _touched(self, optimizer: Optimizer) -> bool:
+        """Whether somebody replaced or dropped the state of a parameter, or stepped the optimizer himself."""
+        members = self.parameters.members.values()
+        if not self._states:
+            return any(optimizer.state.get(p) for p in members)
+        if any(optimizer.state.get(p) is not known for p, known in zip(members, self._states, strict=True)):
+            return True
+        assert self._shadow is not None
+        ours = self._shadow.state[self._flat]
+        return any(float(counts[0]) != float(ours[key]) for key, counts in self._counts.items())
 
     # -- pieces ---------------------------------------------------------------------------------------------------
 
     def _enter(self, optimizer: Optimizer, group: dict[str, Any]) -> bool:
         """Make the one tensor, and join the parameters' states; false if they are not alike."""
-        self._shadow, self._first_state = None, None
+        self._shadow, self._states, self._counts = None, [], {}
         members = self.parameters.members
         states = {name: optimizer.state[p] for name, p in members.items() if optimizer.state.get(p)}
+        if not states:
+            for p in members.values():
+                optimizer.state.pop(p, None)
         counts = {float(state["step"]) for state in states.values() if "step" in state}
         if (states and len(states) < len(members)) or len(counts) > 1:
-            self.possible = False
             return False
         self._flat = nn.Parameter(self.parameters.theta)
         self._flat.grad = self.parameters.grad
@@ -102,6 +118,8 @@ class FlatStep:
             for key, value in flat.items():
                 if isinstance(value, Tensor) and value.dim():
                     flat[key] = self.parameters.pack({name: state[key] for name, state in states.items()})
+                elif isinstance(value, Tensor):
+                    flat[key] = value.clone()
             self._shadow.state[self._flat] = flat
             self._share(optimizer)
         return True
@@ -113,11 +131,18 @@ class FlatStep:
         if not flat:
             return
         views = {k: self.parameters.views(v) for k, v in flat.items() if isinstance(v, Tensor) and v.dim()}
-        for name, parameter in self.parameters.members.items():
+        # Counts of steps are one block of memory, but a tensor each: one object for all would be counted up once for
+        # every parameter by whoever steps the optimizer, or a copy of its state, one parameter after the other.
+        size = len(self.parameters.members)
+        self._counts = {k: v.repeat(size) for k, v in flat.items() if isinstance(v, Tensor) and not v.dim()}
+        for index, (name, parameter) in enumerate(self.parameters.members.items()):
             state = optimizer.state[parameter]
             for key, value in flat.items():
-                state[key] = views[key][name] if key in views else value
-        self._first_state = optimizer.state[self._first_parameter]
+                if key in views:
+                    state[key] = views[key][name]
+                else:
+                    state[key] = self._counts[key][index] if key in self._counts else value
+        self._states = [optimizer.state[parameter] for parameter in self.parameters.members.values()]
 
 
 def _is_watched(optimizer: Optimizer) -> bool:

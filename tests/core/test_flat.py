@@ -143,3 +143,20 @@ def test_hooks_and_schedulers_of_the_caller_still_see_every_step() -> None:
     for x, y in batches(3):
         learner.partial_fit(x, y)
     assert len(seen) == 3
+
+
+def test_a_caller_who_steps_his_optimizer_himself_counts_every_step_once() -> None:
+    ours, theirs = model(), model()
+    own, plain = MAKERS["adam"](ours.parameters()), MAKERS["adam"](theirs.parameters())
+    learner = perdure.Learner(ours, own)
+    for _ in range(2):
+        for x, y in batches(3):
+            learner.partial_fit(x, y)
+        by_hand(ours, own, batches(2))
+        by_hand(theirs, plain, [*batches(3), *batches(2)])
+    assert equal(list(ours.parameters()), list(theirs.parameters()))
+    assert equal(own.state_dict()["state"], plain.state_dict()["state"])
+    copied = copy.deepcopy(own)
+    steps = [state["step"] for state in copied.state.values()]
+    steps[0].add_(1)
+    assert float(steps[1]) == 10, "each parameter has a count of its own"
