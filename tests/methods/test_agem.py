@@ -166,3 +166,13 @@ def test_several_heads_guarantee_what_the_optimizer_can_keep() -> None:
     assert against > 2
     now = [p for i in range(2) for p in model.head.heads[f"task_{i}"].parameters()]
     assert all(torch.equal(p, q) for p, q in zip(now, heads, strict=True))
+
+
+def test_a_number_of_examples_of_every_class() -> None:
+    stream = toy_stream("class", tasks=4)
+    method = AGEM(per_class=3, batch_size=5)
+    perdure.Learner(toy_model(8), sgd, [method]).fit(stream, batch_size=8)
+    for task, memory in zip(stream, method.memory.finished, strict=True):
+        assert sorted(memory["y"].tolist()) == [c for c in task.classes for _ in range(3)]
+    with pytest.raises(perdure.errors.UsageError, match="capacity and per_class"):
+        AGEM(per_class=3, capacity=9)

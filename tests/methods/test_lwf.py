@@ -227,3 +227,29 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
         perdure.Learner(model, sgd, [LwF()], micro_batches=pieces).fit(stream, batch_size=8)
         found.append(weights(model))
     assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_without_rescaling_the_factor_of_the_temperature_is_gone(scenario: str) -> None:
+    values = []
+    for rescale in (True, False):
+        learner, stream = second_task(LwF(temperature=3.0, rescale=rescale), scenario)
+        learner.parameters.theta.mul_(1.3)
+        # Training differs already; the value is compared on the same weights and teacher.
+        learner.parameters.theta.copy_(torch.linspace(-1, 1, len(learner.parameters)))
+        method = learner.methods[0]
+        draw = torch.Generator().manual_seed(3)
+        method.teacher = {n: torch.randn(t.shape, generator=draw) for n, t in method.teacher.items()}
+        values.append(float(term(learner, *batches(stream, 2)[0]).detach()))
+    assert values[0] == pytest.approx(9 * values[1], rel=1e-5)
+    assert values[1] > 1e-3
+
+
+@pytest.mark.parametrize("head", [None, "growing"])
+def test_all_columns_are_all_that_the_teacher_has(head: str | None) -> None:
+    learner, stream = second_task(LwF(columns="all"), "class", head)
+    learner.parameters.theta.mul_(1.5)
+    x, y = batches(stream, 2)[0]
+    gradient = learner.parameters.gradient(term(learner, x, y))
+    moved = learner.parameters.views(gradient)["head.weight"].abs().sum(1) > 0
+    assert moved.tolist() == [True] * 6

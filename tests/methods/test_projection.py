@@ -196,3 +196,9 @@ def test_a_disagreeing_gradient_loses_exactly_its_part_along_the_reference() -> 
 def test_a_reference_of_zero_changes_nothing() -> None:
     gradient = torch.randn(5)
     assert torch.equal(agem_projection(gradient, torch.zeros(5)), gradient)
+
+
+def test_agem_projection_with_a_constant_in_the_denominator() -> None:
+    gradient, reference = torch.tensor([1.0, 2.0]), torch.tensor([-0.5, 0.0])
+    assert agem_projection(gradient, reference, 0.25).tolist() == [0.5, 2.0]
+    assert agem_projection(gradient, -reference, 0.25) is gradient

@@ -222,3 +222,50 @@ def test_rows_without_weight_and_draws_of_no_rows_are_fine_tuning(off: dict[str,
     perdure.Learner(ours, momentum, [Replay(capacity=20, **off)]).fit(stream, batch_size=8)
     perdure.Learner(plain, momentum).fit(stream, batch_size=8)
     assert same_bits(ours, plain)
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+def test_per_class_the_buffer_grows_when_a_task_ends_and_keeps_what_it_has(scenario: str) -> None:
+    stream = toy_stream(scenario)
+    ours, plain = toy_model(2 if scenario == "domain" else 6), toy_model(2 if scenario == "domain" else 6)
+    method = Replay(None, per_class=4, weighting="1/t", batch_size=5)
+    learner, other = perdure.Learner(ours, sgd, [method]), perdure.Learner(plain, sgd)
+    for each in (learner, other):
+        each.set_scenario(scenario)
+    learner.fit_task(stream[0], batch_size=8, epochs=2)
+    other.fit_task(stream[0], batch_size=8, epochs=2)
+    assert same_bits(ours, plain)
+    for count in (1, 2, 3):
+        assert len(method.buffer) == 8 * count
+        kept = {name: method.buffer.view(name).clone() for name in ("x", "y", "task")}
+        for index in range(count):
+            of_task = kept["task"] == index
+            assert sorted(kept["y"][of_task].tolist()) == [c for c in stream[index].classes for _ in range(4)]
+            assert all((row == stream[index].train.x).all(1).any() for row in kept["x"][of_task])
+        if count < 3:
+            learner.fit_task(stream[count], batch_size=8, epochs=2)
+            assert all(torch.equal(method.buffer.view(name)[: 8 * count], rows) for name, rows in kept.items())
+
+
+def test_per_class_every_row_of_a_class_is_as_likely_as_every_other() -> None:
+    stream = toy_stream("class", tasks=1)
+    counts = torch.zeros(40)
+    for seed in range(300):
+        method = Replay(None, per_class=4)
+        perdure.Learner(toy_model(2), sgd, [method], seed=seed).fit_task(stream[0], batch_size=8)
+        for row in method.buffer.view("x"):
+            counts[(stream[0].train.x == row).all(1)] += 1
+    # 4 of 20 rows of each class: 60 times in 300 runs, with a standard deviation of 6.9.
+    assert counts.sum() == 8 * 300
+    assert (counts - 60).abs().max() < 28
+
+
+def test_per_class_needs_one_size_boundaries_and_classes() -> None:
+    with pytest.raises(perdure.errors.UsageError, match=r"set capacity to None \(null\)"):
+        Replay(per_class=3)
+    learner = perdure.Learner(toy_model(), sgd, [Replay(None, per_class=3)])
+    x, y = batches(toy_stream(), 0)[0]
+    with pytest.raises(perdure.errors.UsageError, match="where tasks begin"):
+        learner.step(x, y)
+    with pytest.raises(perdure.errors.UsageError, match="needs the classes of task 'a'"):
+        learner.begin_task("a")

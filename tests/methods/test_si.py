@@ -178,3 +178,36 @@ def test_micro_batches_make_one_path_step_an_update() -> None:
         found.append(penalty.path.clone())
     assert found[0].sum() > 0
     assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_total_gradient_and_no_clamp_equal_a_hand_written_loop(momentum: float) -> None:
+    """As in some published code: the penalty is part of the path, and negative importances count."""
+    stream = toy_stream("domain")
+    ours, theirs = toy_model(2), toy_model(2)
+    strength, xi, rate = 0.05, 1e-3, 0.3
+    penalty = SI(strength=strength, xi=xi, gradient="total", clamp=False)
+    optimizer = partial(torch.optim.SGD, lr=rate, momentum=momentum)
+    perdure.Learner(ours, optimizer, [penalty]).fit(stream, batch_size=8)
+    omega = torch.zeros_like(weights(theirs))
+    anchor, velocity = weights(theirs), torch.zeros_like(omega)
+    for task in stream:
+        path, start = torch.zeros_like(omega), weights(theirs)
+        for x, y in batches(stream, task.index):
+            before = weights(theirs)
+            total = gradient_of(F.cross_entropy(theirs(x), y), theirs) + strength * omega * (before - anchor)
+            velocity = momentum * velocity + total
+            nn.utils.vector_to_parameters(before - rate * velocity, theirs.parameters())
+            path -= total * (weights(theirs) - before)
+        omega = omega + path / ((weights(theirs) - start) ** 2 + xi)
+        anchor = weights(theirs)
+    assert torch.allclose(weights(ours), weights(theirs), atol=1e-5)
+    assert torch.allclose(penalty.importance, omega, rtol=1e-3, atol=1e-4)
+    assert bool((omega < 0).any()) == bool(momentum), "plain descent never goes against its own gradient"
+
+
+def test_negative_importances_are_refused_where_they_would_divide() -> None:
+    with pytest.raises(perdure.errors.UsageError, match="leave clamp on"):
+        SI(clamp=False, solver="prox")
+    with pytest.raises(perdure.errors.UsageError, match="gradient is 'all'"):
+        SI(gradient="all")

@@ -12,7 +12,7 @@ from perdure.tree import cat, leaves, take, tree_map
 
 
 class TaskMemory:
-    """Uniform samples of the tasks so far, one a task.
+    """Uniform samples of the tasks so far, one a task; with `writing="class_balanced"` as many rows of every class.
 
     Attributes
     ----------
@@ -20,8 +20,9 @@ class TaskMemory:
         One dictionary of columns ("x", "y", "task") a finished task, in order.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, writing: str = "reservoir") -> None:
         self.seed = seed
+        self.writing = writing
         self.finished: list[dict[str, Any]] = []
         self.current: Buffer | None = None
         self._opened = (0, 0)
@@ -30,7 +31,7 @@ class TaskMemory:
     def open(self, task: int, quota: int) -> None:
         """Start to sample a task: `quota` of its examples, each with the same probability."""
         self._opened = (task, quota)
-        self.current = Buffer(quota, seed=derive(self.seed, task))
+        self.current = Buffer(quota, writing=self.writing, seed=derive(self.seed, task))
 
     def add(self, columns: dict[str, Any]) -> None:
         """Offer a batch of the current task."""

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from perdure.errors import UsageError
 from perdure.memory.task_memory import TaskMemory
 from perdure.methods.base import Method, check_value
 from perdure.methods.gem import quota
 from perdure.methods.projection import agem_projection, reference_gradient, without_idle
-from perdure.methods.replay import columns_of
+from perdure.methods.replay import class_quota, columns_of
 from perdure.registry import register
 from perdure.seeding import derive
 
@@ -39,11 +40,17 @@ class AGEM(Method):
         Examples kept in total, divided by the stream's number of tasks, instead of `per_task`.
     batch_size
         Examples drawn for a reference gradient; 0 switches the method off.
+    per_class
+        Examples kept of every class of every task, instead of `per_task`.
+    eps
+        Added to r.r in the division, as some code does; a zero r leaves g alone without it too.
     """
 
     per_task: int = 256
     capacity: int | None = None
     batch_size: int = 256
+    per_class: int | None = None
+    eps: float = 0.0
 
     summary: ClassVar[str] = "project gradients so that past tasks' memory does not get worse on average"
     paper: ClassVar[str] = "Chaudhry et al. 2019, arXiv 1812.00420"
@@ -58,26 +65,36 @@ class AGEM(Method):
     def __post_init__(self) -> None:
         check_value(self.name, "per_task", self.per_task)
         check_value(self.name, "batch_size", self.batch_size)
+        check_value(self.name, "eps", self.eps)
         if self.capacity is not None:
             check_value(self.name, "capacity", self.capacity)
+        if self.per_class is not None:
+            check_value(self.name, "per_class", self.per_class)
+            if self.capacity is not None:
+                raise UsageError(f"{self.name}: capacity and per_class are both given; give one of them")
 
     def has(self, hook: str) -> bool:
-        kept = self.per_task if self.capacity is None else self.capacity
+        given = self.per_class if self.capacity is None else self.capacity
+        kept = self.per_task if given is None else given
         return super().has(hook) and kept != 0 and self.batch_size != 0
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
-        self.memory = TaskMemory(derive(learner.seed, "buffer", self.name))
+        writing = "reservoir" if self.per_class is None else "class_balanced"
+        self.memory = TaskMemory(derive(learner.seed, "buffer", self.name), writing)
 
     def begin_task(self, task: Task) -> None:
-        self.memory.open(task.index, quota(self.learner, self.per_task, self.capacity))
+        if self.per_class is not None:
+            self.memory.open(task.index, class_quota(self.name, task, self.per_class))
+        else:
+            self.memory.open(task.index, quota(self.learner, self.per_task, self.capacity))
 
     def project_gradient(self, grad: Tensor) -> None:
         drawn = self.memory.draw(self.batch_size, self.generator)
         if drawn is None:
             return
         reference = reference_gradient(self.learner, drawn["x"], drawn["y"], drawn["task"])
-        projected = agem_projection(grad, without_idle(self.parameters, reference))
+        projected = agem_projection(grad, without_idle(self.parameters, reference), self.eps)
         if projected is not grad:
             grad.copy_(projected)
 

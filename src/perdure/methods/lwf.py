@@ -37,14 +37,20 @@ class LwF(Method):
     strength
         Weight of the term.
     temperature
-        T: flattens both distributions. T^2 keeps the gradient's size comparable.
+        T: flattens both distributions.
     reduce
         Over past tasks in the task-incremental scenario: "mean" or "sum".
+    rescale
+        Whether the factor T^2 is there, which keeps the gradient's size comparable for every T.
+    columns
+        Outside that scenario: "old", or "all" that the teacher has, also those of classes that had not come.
     """
 
     strength: float = 1.0
     temperature: float = 2.0
     reduce: str = "mean"
+    rescale: bool = True
+    columns: str = "old"
 
     summary: ClassVar[str] = "keep the old model's answers on new inputs (distillation)"
     paper: ClassVar[str] = "Li and Hoiem 2016, arXiv 1606.09282"
@@ -60,6 +66,7 @@ class LwF(Method):
         check_value(self.name, "strength", self.strength)
         check_value(self.name, "temperature", self.temperature, 1e-6)
         check_choice(self.name, "reduce", self.reduce, ("mean", "sum"))
+        check_choice(self.name, "columns", self.columns, ("old", "all"))
 
     def has(self, hook: str) -> bool:
         return super().has(hook) and bool(self.strength)
@@ -78,7 +85,7 @@ class LwF(Method):
         self.teacher = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         if self.learner.scenario == "task":
             self.blocks = list(old.values())
-        else:
+        elif self.columns == "old":
             columns = sorted({column for block in old.values() for column in block})
             self.blocks = [columns] if columns else []
 
@@ -103,7 +110,7 @@ class LwF(Method):
         total = torch.stack(terms).sum() if len(terms) > 1 else terms[0]
         if self.reduce == "mean" and len(terms) > 1:
             total = total / len(terms)
-        return total * (self.strength * self.temperature**2)
+        return total * (self.strength * (self.temperature**2 if self.rescale else 1.0))
 
     @torch.no_grad()
     def teach(self, inputs: Any) -> Tensor:
@@ -118,10 +125,11 @@ class LwF(Method):
             return self.learner.forward.call(inputs, run)
 
     def _divergence(self, student: Tensor, teacher: Tensor, block: Sequence[int]) -> Tensor:
-        """KL divergence of each row [rows] over the columns of a block (all columns if it is empty)."""
+        """KL divergence of each row [rows] over the columns of a block (all of the teacher's if it is empty)."""
         columns = self.learner.classes.index(block)
-        if columns is not None:
-            student, teacher = student[:, columns], teacher[:, columns]
+        if columns is None:
+            columns = slice(teacher.shape[1])
+        student, teacher = student[:, columns], teacher[:, columns]
         ours = F.log_softmax(student / self.temperature, 1)
         theirs = F.log_softmax(teacher / self.temperature, 1)
         return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)

@@ -118,15 +118,16 @@ def gem_projection(memories: Tensor, gradient: Tensor, margin: float = 0.0, eps:
     return torch.addmv(gradient, memories.T, torch.from_numpy(v).to(gradient))
 
 
-def agem_projection(gradient: Tensor, reference: Tensor) -> Tensor:
+def agem_projection(gradient: Tensor, reference: Tensor, eps: float = 0.0) -> Tensor:
     """`gradient` [P] without its part against `reference` [P]; where the two agree, the gradient with the same bits.
 
-    g - (g.r / r.r) r if g.r < 0 else g: Chaudhry et al. 2019, arXiv 1812.00420. The choice is made on the device.
+    g - (g.r / (r.r + eps)) r if g.r < 0 else g: Chaudhry et al. 2019, arXiv 1812.00420, where eps is 0. The choice is
+    made on the device.
     """
     product = torch.dot(gradient, reference)
     square = torch.dot(reference, reference)
     violated = (product < 0) & (square > 0)
     if gradient.device.type == "cpu" and not violated:
         return gradient
-    factor = torch.where(violated, product / square, torch.zeros_like(product))
+    factor = torch.where(violated, product / (square + eps if eps else square), torch.zeros_like(product))
     return torch.where(violated, gradient - factor * reference, gradient)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from perdure.errors import UsageError
 from perdure.memory.buffer import Buffer
+from perdure.memory.task_memory import TaskMemory
 from perdure.methods.base import Method, check_choice, check_value
 from perdure.registry import register
 from perdure.seeding import derive
@@ -16,6 +18,7 @@ from perdure.seeding import derive
 if TYPE_CHECKING:
     from perdure.batch import Batch, Source
     from perdure.learner import Learner
+    from perdure.streams.task import Task
 
 FORWARDS = ("joint", "separate")
 
@@ -33,7 +36,7 @@ class Replay(Method):
     Parameters
     ----------
     capacity
-        Examples kept in total; 0 switches the method off. None with `bytes_budget`.
+        Examples kept in total; 0 switches the method off. None with `bytes_budget` or `per_class`.
     ratio
         Remembered rows for each current row; 0 switches the method off.
     batch_size
@@ -50,6 +53,9 @@ class Replay(Method):
         "joint": one forward pass over all rows; "separate": remembered rows have their own (batch statistics differ).
     bytes_budget
         The buffer's size in bytes instead of examples.
+    per_class
+        With `capacity=None`: the buffer grows when a task ends, by so many random examples of each of its classes,
+        instead of being a sample of the whole stream at any moment.
     """
 
     capacity: int | None = 1000
@@ -61,6 +67,7 @@ class Replay(Method):
     reading: str = "uniform"
     forward: str = "joint"
     bytes_budget: int | None = None
+    per_class: int | None = None
 
     summary: ClassVar[str] = "train again on a bounded sample of past examples"
     paper: ClassVar[str] = "Chaudhry et al. 2019, arXiv 1902.10486"
@@ -69,17 +76,30 @@ class Replay(Method):
     stores_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.per_class is not None:
+            check_value(self.name, "per_class", self.per_class)
+            for other in ("capacity", "bytes_budget"):
+                if getattr(self, other) is not None:
+                    raise UsageError(f"{self.name}: {other} and per_class are both given; set {other} to None (null)")
         check_buffer(self)
         check_value(self.name, "ratio", self.ratio)
         check_value(self.name, "weight", self.weight)
         check_choice(self.name, "weighting", self.weighting, ("pooled", "sum", "1/t"))
 
     def has(self, hook: str) -> bool:
-        return super().has(hook) and not (self.capacity == 0 or self.ratio == 0 or self.batch_size == 0)
+        off = 0 in (self.capacity, self.per_class, self.ratio, self.batch_size)
+        at_bounds = self.per_class is not None or hook not in ("begin_task", "end_task")
+        return super().has(hook) and at_bounds and not off
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
         self.buffer = make_buffer(self)
+        if self.per_class is not None:
+            self.incoming = TaskMemory(derive(learner.seed, "buffer", self.name, "incoming"), "class_balanced")
+
+    def begin_task(self, task: Task) -> None:
+        assert self.per_class is not None
+        self.incoming.open(task.index, class_quota(self.name, task, self.per_class))
 
     def on_batch(self, batch: Batch) -> Batch:
         t = max(1, self.learner.tasks_begun)
@@ -92,8 +112,23 @@ class Replay(Method):
         return add_drawn(batch, "replay", drawn, self.forward, share)
 
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
-        if batch.first_pass:
+        if not batch.first_pass:
+            return
+        if self.per_class is None:
             self.buffer.add(columns_of(batch.now, batch.task))
+        elif self.incoming.current is None:
+            raise UsageError(
+                f"{self.name}: per_class needs to know where tasks begin; call begin_task(), or use capacity"
+            )
+        else:
+            self.incoming.add(columns_of(batch.now, batch.task))
+
+    def end_task(self, task: Task) -> None:
+        self.incoming.close()
+        while self.incoming.finished:
+            rows = self.incoming.finished.pop()
+            self.buffer.resize(len(self.buffer) + len(rows["task"]))
+            self.buffer.add(rows)
 
 
 # -- what every method with a buffer does the same way ----------------------------------------------------------------
@@ -106,19 +141,31 @@ def check_buffer(method: Any) -> None:
     if method.batch_size is not None:
         check_value(method.name, "batch_size", method.batch_size)
     check_choice(method.name, "forward", method.forward, FORWARDS)
-    make_buffer_arguments = {"writing": method.writing, "reading": method.reading}
-    Buffer(method.capacity, bytes_budget=method.bytes_budget, **make_buffer_arguments)
+    Buffer(_capacity(method), bytes_budget=method.bytes_budget, writing=method.writing, reading=method.reading)
 
 
 def make_buffer(method: Any) -> Buffer:
     """The buffer that a method's arguments describe, with generators of the method's own."""
     return Buffer(
-        method.capacity,
+        _capacity(method),
         writing=method.writing,
         reading=method.reading,
         seed=derive(method.learner.seed, "buffer", method.name),
         bytes_budget=method.bytes_budget,
     )
+
+
+def _capacity(method: Any) -> int | None:
+    """Of a new buffer; one that grows with the classes begins empty."""
+    grows = getattr(method, "per_class", None) is not None
+    return 0 if grows else method.capacity
+
+
+def class_quota(method: str, task: Task, per_class: int) -> int:
+    """Examples of a task that make `per_class` of each of its classes; raises UsageError if it does not name them."""
+    if not task.classes:
+        raise UsageError(f"{method}: per_class needs the classes of task '{task.name}'; give begin_task() classes=")
+    return per_class * len(task.classes)
 
 
 def draw_size(batch: Batch, batch_size: int | None, ratio: float) -> int:

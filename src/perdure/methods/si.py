@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from perdure.errors import UsageError
+from perdure.methods.base import check_choice
 from perdure.methods.quadratic import AnchoredPenalty
 from perdure.registry import register
 
@@ -34,18 +35,26 @@ class SI(AnchoredPenalty):
         Factor of the penalty (it counts half): twice the paper's c.
     xi
         Keeps the importance of weights that hardly moved finite; more than 0.
+    gradient
+        Of what the path is the integral: "loss" (the paper: no penalty in it) or "total", the gradient with all
+        penalties and projections before clipping, as in some published code.
+    clamp
+        Whether a task's negative importances count as 0; without it the sum may push weights away (solver "grad" only).
     solver, exclude
         See `AnchoredPenalty`.
     """
 
     strength: float = 1.0
     xi: float = 0.1
+    gradient: str = "loss"
+    clamp: bool = True
 
     summary: ClassVar[str] = "pull weights back in proportion to what their path did for the loss"
     paper: ClassVar[str] = "Zenke et al. 2017, arXiv 1703.04200"
     use_when: ClassVar[str] = "like EWC, where a second pass over the task's data is not possible"
     cost: ClassVar[str] = "time: four vector operations a step; memory: 4 P"
     needs_update: ClassVar[bool] = True
+    ranks: ClassVar[dict[str, int]] = {**AnchoredPenalty.ranks, "project_gradient": 99}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta", "path": 0.0}
     transient: ClassVar[tuple[str, ...]] = ("_scaled", "_work", "_raw", "_moved")
 
@@ -53,6 +62,9 @@ class SI(AnchoredPenalty):
         super().__post_init__()
         if not self.xi > 0:
             raise UsageError(f"si: xi is {self.xi!r}, it must be more than 0")
+        check_choice(self.name, "gradient", self.gradient, ("loss", "total"))
+        if not self.clamp and self.solver == "prox":
+            raise UsageError("si: solver='prox' divides by 1 + importance, which must not be negative; leave clamp on")
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
@@ -64,7 +76,18 @@ class SI(AnchoredPenalty):
         self._raw: Tensor | None = None
         self._moved: Tensor | None = None
 
+    def has(self, hook: str) -> bool:
+        if hook in ("observe_gradient", "project_gradient"):
+            return (hook == "project_gradient") == (self.gradient == "total")
+        return super().has(hook)
+
     def observe_gradient(self, grad: Tensor) -> None:
+        self._keep(grad)
+
+    def project_gradient(self, grad: Tensor) -> None:
+        self._keep(grad)
+
+    def _keep(self, grad: Tensor) -> None:
         # A copy always: what follows may change `grad` in place, and so do optimizers (foreach SGD with nesterov).
         if self._raw is None:
             self._raw = grad.clone()
@@ -81,6 +104,8 @@ class SI(AnchoredPenalty):
     def end_task(self, task: Task) -> None:
         theta = self.parameters.theta
         assert self.anchor is not None
-        gained = torch.relu(self.path / ((theta - self.anchor) ** 2 + self.xi))
+        gained = self.path / ((theta - self.anchor) ** 2 + self.xi)
+        if self.clamp:
+            gained = torch.relu(gained)
         self.path.zero_()
         self.replace(gained if self.importance is None else self.importance + gained, theta.clone())
