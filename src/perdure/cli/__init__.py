@@ -1,4 +1,4 @@
-"""The command line: `perdure compare`, `run`, `list`, `explain`, `data`, `report`.
+"""The command line: `perdure compare`, `run`, `list`, `explain`, `data`, `report`, `reproduce`.
 
 Exit code 0: done; 1: failed; 2: bad usage; 130: interrupted. Results go to standard output, everything else to standard
 error. Nothing here imports torch before a command runs, so that help is there at once.
@@ -22,6 +22,7 @@ from perdure.cli.data import data
 from perdure.cli.explain import explain
 from perdure.cli.list import list_names
 from perdure.cli.report import report
+from perdure.cli.reproduce import reproduce
 from perdure.cli.run import run
 from perdure.errors import PerdureError, PerdureWarning, UsageError
 
@@ -48,6 +49,7 @@ app.command(list_names, name="list")
 app.command(explain)
 app.command(data)
 app.command(report)
+app.command(reproduce)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

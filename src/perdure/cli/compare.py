@@ -78,7 +78,7 @@ def _compare(
     total = sum(len(experiment.seeds) for experiment in experiments.values())
     try:
         with folder, comparison_progress(total) as listen:
-            groups = run_all(experiments, folder.work, jobs=jobs or _cores(), on_event=listen)
+            groups = run_all(experiments, folder.work, jobs=jobs or cores(), on_event=listen)
             comparison = compare_results(groups)
             pictures = _draw(groups, folder.work, experiments)
             folder.publish(groups, comparison)
@@ -126,7 +126,8 @@ def _sets(methods: str) -> list[list[str]]:
     return found
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux says which cores a process may use

@@ -37,14 +37,16 @@ def run_progress(seeds: int) -> Iterator[Listener]:
 
 
 @contextmanager
-def comparison_progress(total: int) -> Iterator[Listener]:
-    """A listener for the finished runs of a comparison."""
+def comparison_progress(total: int, doing: str = "comparing") -> Iterator[Listener]:
+    """A listener for the finished runs of a comparison; an event may say a new total."""
     if not sys.stderr.isatty():
         yield lambda event: say(f"{_run_text(event)} ({event['done']} of {event['total']})")
         return
     with _bars("{task.completed:.0f} of {task.total:.0f} runs") as bars:
-        bar = bars.add_task("comparing", total=total)
-        yield lambda event: bars.update(bar, completed=event["done"], description=_run_text(event))
+        bar = bars.add_task(doing, total=total)
+        yield lambda event: bars.update(
+            bar, completed=event["done"], total=event["total"], description=_run_text(event)
+        )
 
 
 @contextmanager

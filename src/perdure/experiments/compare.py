@@ -27,6 +27,9 @@ from perdure.results import Results
 
 Groups = dict[str, list[Results]]
 Key = tuple[str, int]
+"""A label and a seed."""
+RunArguments = tuple[dict[str, Any], int, Path]
+"""An experiment as a mapping, a seed, and the folder of its run."""
 
 
 def experiments_of(mapping: Mapping[str, Any], sets: list[list[str]], overrides: list[str]) -> dict[str, Experiment]:
@@ -75,18 +78,23 @@ def run_all(
         )
         for label, seed in tasks
     }
-    jobs = min(jobs, len(tasks))
-    if jobs == 1:
-        for key in tasks:
-            finished(key, _one(*arguments[key]))
-    else:
-        _in_processes(arguments, jobs, finished)
+    run_each(arguments, jobs, finished)
     groups = {label: [done[label, seed] for seed in e.seeds] for label, e in experiments.items()}
     for label, runs in groups.items():
         write_config(experiments[label], None, folder / label)
         if len(runs) > 1:
             write_summary(folder / label, runs)
     return groups
+
+
+def run_each(arguments: Mapping[Key, RunArguments], jobs: int, finished: Callable[[Key, Results], None]) -> None:
+    """Run one seed for each key, in `jobs` processes; `finished` is called here, in the order in which they end."""
+    jobs = min(jobs, len(arguments))
+    if jobs > 1:
+        _in_processes(arguments, jobs, finished)
+        return
+    for key, own in arguments.items():
+        finished(key, _one(*own))
 
 
 class ComparisonFolder:
@@ -158,9 +166,7 @@ def _one(mapping: dict[str, Any], seed: int, folder: Path) -> Results:
         return run_seed(Experiment.from_mapping(mapping), seed, folder)
 
 
-def _in_processes(
-    arguments: Mapping[Key, tuple[Any, ...]], jobs: int, finished: Callable[[Key, Results], None]
-) -> None:
+def _in_processes(arguments: Mapping[Key, RunArguments], jobs: int, finished: Callable[[Key, Results], None]) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker) as pool:
         try:
