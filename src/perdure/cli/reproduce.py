@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,8 +42,8 @@ def reproduce(
     for name, value in (("--seeds", seeds), ("--jobs", jobs)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}, it must be at least 1")
-    if out is not None and out.is_dir():
-        raise UsageError(f"--out {out} is a folder; give the name of a Markdown file")
+    if out is not None:
+        _check_place(out)
     with only_results_on_stdout():
         found = _reproduce(names, patterns, seeds, jobs or cores(), work, fresh, data_root)
     _show(found, _command(names, rows, seeds), out, json)
@@ -65,16 +66,21 @@ def _reproduce(
     protocols = list({name.replace("_", "-"): protocol_of(name) for name in names}.values())
     chosen = choose_rows(protocols, patterns)
     try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write to {work}: {(error.strerror or str(error)).lower()}") from error
-    try:
         with comparison_progress(1, "reproducing") as listen:
             return run_protocols(
                 protocols, chosen, work, seeds=seeds, jobs=jobs, fresh=fresh, data_root=data_root, on_event=listen
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{work} keeps what was done; continue with the same command") from None
+
+
+def _check_place(out: Path) -> None:
+    """Hours of runs should not end at a file that cannot be written."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; give the name of a Markdown file")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise StorageError(f"cannot write --out {out}: {there} is no folder that may be written to")
 
 
 def _command(names: tuple[str, ...], rows: str | None, seeds: int | None) -> str:

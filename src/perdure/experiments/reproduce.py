@@ -188,8 +188,7 @@ class _Bench:
                 self.done[run, seed] = kept
         self._check_data(experiment for _, experiment, _ in missing.values())
         for _, experiment, folder in missing.values():
-            if self.fresh or not is_of(folder, experiment):
-                _empty(folder)
+            _prepare(folder, keep=not self.fresh and is_of(folder, experiment))
         count = 0
 
         def finished(key: tuple[str, int], results: Results) -> None:
@@ -247,11 +246,14 @@ def is_of(folder: Path, experiment: Experiment) -> bool:
     return dataclasses.replace(written, data_root=None) == dataclasses.replace(experiment, data_root=None)
 
 
-def _empty(folder: Path) -> None:
+def _prepare(folder: Path, keep: bool) -> None:
+    """Make the folder of a run, without an earlier one unless that is to be kept and continued."""
     try:
-        clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not keep:
+            clear(folder)
     except OSError as error:
-        raise StorageError(f"cannot clear {folder}: {(error.strerror or str(error)).lower()}") from error
+        raise StorageError(f"cannot write to {folder}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _differences(protocols: Sequence[Protocol], outcomes: Sequence[Outcome]) -> list[Difference]:
