@@ -34,11 +34,13 @@ def save_state(path: str | Path, state: Any) -> None:
     Raises
     ------
     StorageError
-        If the disk is full or the folder cannot be written; nothing half-written is left.
+        If the disk is full or the folder cannot be written; nothing half-written is left. If `path` is a file, or a
+        folder with anything but a checkpoint in it.
     CheckpointError
         If the tree holds something that cannot be saved, with its place in the tree.
     """
-    path = Path(path)
+    path = Path(path).absolute()
+    _refuse_to_replace(path)
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "", tensors)
     partial = path.with_name(f".{path.name}.partial")
@@ -170,6 +172,18 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_to_replace(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"cannot save {path}: there is a file of that name; choose another folder")
+    others = (
+        sorted(entry.name for entry in path.iterdir() if entry.name not in (_STATE, _TENSORS)) if path.is_dir() else []
+    )
+    if others:
+        raise StorageError(
+            f"cannot save {path}: it holds '{others[0]}', which a checkpoint would replace; choose a folder of its own"
+        )
 
 
 def _swap(new: Path, path: Path) -> None:

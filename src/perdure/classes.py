@@ -97,12 +97,12 @@ class ClassTable:
 def among(outputs: Tensor, columns: Sequence[int]) -> Tensor:
     """The column with the largest output among `columns` (all if empty), int64 [rows]."""
     if not columns:
-        return outputs.argmax(1)
+        return outputs.argmax(-1)
     block = _block(columns)
     if isinstance(block, slice):
-        return torch.argmax(outputs[:, block], 1) + int(block.start)
+        return torch.argmax(outputs[..., block], -1) + int(block.start)
     chosen = torch.tensor(list(columns), device=outputs.device)
-    return chosen.index_select(0, outputs.index_select(1, chosen).argmax(1))
+    return chosen[outputs[..., chosen].argmax(-1)]
 
 
 def _block(columns: Sequence[int]) -> slice | None:

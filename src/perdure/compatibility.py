@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from perdure.errors import IncompatibleError, PerdureWarning, UsageError
+from perdure.registry import nearest
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -26,12 +27,25 @@ def check_methods(methods: Sequence[Method]) -> None:
     UsageError
         If something in the list is not a method, or is listed twice.
     """
-    from perdure.methods.base import Method
+    from perdure.methods.base import HOOKS, Method
 
+    if isinstance(methods, Method):
+        raise UsageError(
+            f"methods is one {type(methods).__name__}; pass a list: methods=[{type(methods).__name__}(...)]"
+        )
     for method in methods:
         if not isinstance(method, Method):
             raise UsageError(
                 f"methods holds {method!r}, which is not a method; write for example perdure.methods.EWC()"
+            )
+        kind = type(method)
+        if not method.name:
+            raise UsageError(f"{kind.__name__} has no name; write name = '{kind.__name__.lower()}' in the class")
+        if not any(getattr(kind, hook) is not getattr(Method, hook) for hook in HOOKS):
+            own = [name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
+            hint = next((h for name in own if (h := nearest(name, HOOKS))), "")
+            raise UsageError(
+                f"'{method.name}' overrides no hook, so it would do nothing{hint or ';'} see perdure.Method"
             )
     names = [method.name for method in methods]
     for name in names:
@@ -53,6 +67,8 @@ def check_methods(methods: Sequence[Method]) -> None:
     penalties = sorted(set(names) & set(_PENALTIES))
     if len(penalties) > 1:
         _warn(f"{' and '.join(penalties)} each pull the same weights back, so old tasks count twice; one is usual")
+    if "joint" in names and len(names) > 1:
+        _warn("'joint' trains on all data so far, so another method beside it only stands in its way")
     if "lwf" in names and {"der", "derpp"} & set(names):
         _warn("'lwf' and 'der' both distil old outputs; one of them is usual")
     if {"gem", "agem"} & set(names) and any(getattr(method, "solver", "") == "prox" for method in methods):

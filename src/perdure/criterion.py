@@ -56,16 +56,19 @@ class Criterion:
         if len(sources) < len(batch.sources):
             outputs = torch.cat([outputs[batch.slice(source.name)] for source in sources])
         if any(c is not mask if isinstance(c, Tensor) or isinstance(mask, Tensor) else c != mask for c in columns):
-            width, device = outputs.shape[1], outputs.device
+            width, device = outputs.shape[-1], outputs.device
             mask = torch.cat([as_mask(c, s.size, width, device) for c, s in zip(columns, sources, strict=True)])
         return self._mean(outputs, joined_targets(sources), mask, whole)
 
     def _mean(self, outputs: Tensor, y: Any, allowed: Allowed, whole: int | None) -> Tensor:
         """Mean over rows of the loss; in a piece of a batch, the sum over its rows divided by the whole's rows."""
         if isinstance(allowed, slice):
-            outputs, y = outputs[:, allowed], y - allowed.start
+            outputs, y = (
+                outputs[..., allowed],
+                y - allowed.start if y.dim() == 1 else torch.where(y == -100, y, y - allowed.start),
+            )
         elif isinstance(allowed, Tensor):
-            outputs = outputs.masked_fill(~allowed, float("-inf"))
+            outputs = outputs.masked_fill(~(allowed if outputs.dim() == 2 else allowed[:, None]), float("-inf"))
         if self.function is None:
             values = cross_entropy(outputs, y, "mean" if whole is None else "none")
         else:
@@ -92,16 +95,19 @@ def cross_entropy(outputs: Tensor, y: Tensor, reduction: str) -> Tensor:
         counted = (y != -100).sum(1).clamp_min(1)
         values = tokens.sum(1) / counted
         return values.mean() if reduction == "mean" else values
+    if len(outputs) != len(y):
+        raise DataError(f"there are {len(outputs)} rows of inputs but {len(y)} targets; every row needs one")
     try:
         return F.cross_entropy(outputs, y, reduction=reduction)
     except IndexError:
         bad = y[(y < 0) | (y >= outputs.shape[1])]
         raise DataError(
-            f"target {int(bad[0])} is not a column of the model's {outputs.shape[1]} outputs; "
-            "build a model with more outputs, or give class columns from 0 on"
+            f"target {int(bad[0])} is not a column of the model's {outputs.shape[1]} outputs; build a model with more "
+            "outputs, name the task's classes in begin_task(..., classes=...) for a growing head, or give class "
+            "columns from 0 on"
         ) from None
     except RuntimeError as error:
-        if y.is_floating_point() and y.shape != outputs.shape:
+        if y.dtype != torch.int64 and y.shape != outputs.shape:
             raise UsageError(
                 f"targets of type {y.dtype} and shape {tuple(y.shape)} do not fit cross-entropy of outputs "
                 f"{tuple(outputs.shape)}; give class columns as int64, or pass criterion= for regression"

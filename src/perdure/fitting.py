@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.data.examples import as_examples
-from perdure.errors import DivergedError, UsageError
+from perdure.errors import DivergedError, PerdureWarning, UsageError
 from perdure.evaluation import Evaluation, evaluate
 from perdure.folder import RunFolder, pack_predictions
 from perdure.memory_use import peak_memory_bytes
@@ -89,10 +90,15 @@ def fit(
     UsageError
         For values out of range, or a folder that holds a run with other settings.
     """
+    if not isinstance(stream, Stream):
+        raise UsageError(
+            f"fit needs a Stream and got a {type(stream).__name__}; make one with perdure.benchmarks or "
+            "perdure.streams, or use fit_task for the data of one task"
+        )
     for name, value in {"epochs": epochs, "batch_size": batch_size, "steps": steps, "evaluate_every": evaluate_every,
                         "checkpoint_every": checkpoint_every}.items():  # fmt: skip
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}, it must be at least 1")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UsageError(f"{name} is {value!r}, it must be at least 1")
     if resume and folder is None:
         raise UsageError("resume=True needs the folder of the run to continue")
     learner.adopt(stream)
@@ -187,6 +193,12 @@ class _Run:
         assert self.folder is not None
         state = self.folder.load()
         if state is None:
+            if self.folder.events():
+                warnings.warn(
+                    f"the run in {self.folder.path} stopped before its first checkpoint; starting over",
+                    PerdureWarning,
+                    stacklevel=4,
+                )
             return False
         saved = Position(**state["position"])
         for key, value in self.position.plan.items():

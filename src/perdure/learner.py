@@ -19,7 +19,7 @@ from perdure.classes import ClassTable
 from perdure.compatibility import check_methods, check_optimizers, check_scenario, check_task
 from perdure.criterion import Criterion, RowLoss
 from perdure.data.examples import as_examples
-from perdure.errors import ModelError, UsageError
+from perdure.errors import DivergedError, ModelError, UsageError
 from perdure.flat import FlatStep
 from perdure.forward import Forward, default_prepare, has_convolutions
 from perdure.methods.base import HOOKS, Method
@@ -101,6 +101,8 @@ class Learner:
             raise UsageError(f"micro_batches is {micro_batches}, it must be at least 1")
         if active_classes not in ("all", "seen"):
             raise UsageError(f"active_classes is '{active_classes}', it must be 'all' or 'seen'")
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
         check_methods(methods)
         if device is not None:
             model.to(device)
@@ -160,6 +162,8 @@ class Learner:
         -------
         The detached loss, a scalar on the device.
         """
+        if self.task is None:
+            self._check_taskless()
         if not self.parameters.intact():
             self.follow_model()
         batch = Batch.current(self._on_device(x), self._on_device(y), self.task_index, index, first_pass)
@@ -293,6 +297,11 @@ class Learner:
             raise UsageError("no task is open; call begin_task() first")
         self.parameters.release()
         self.follow_model()
+        if not bool(self.parameters.theta.isfinite().all()):
+            raise DivergedError(
+                f"training diverged: weights are not finite at the end of task '{self.task.name}'; look for NaN in the "
+                "inputs, lower the learning rate or a method's strength, or use a penalty's solver='prox'"
+            )
         for method in self.hooks["end_task"]:
             method.end_task(self.task)
         self.follow_model()
@@ -345,11 +354,6 @@ class Learner:
 
     def partial_fit(self, x: Any, y: Any) -> Learner:
         """One step on arrays or tensors; needs no task unless a method needs boundaries."""
-        if self.task is None:
-            blocked = [method.name for method in self.methods if method.needs_boundaries]
-            if blocked or self.scenario == "task":
-                who = f"'{blocked[0]}'" if blocked else "the task-incremental scenario"
-                raise UsageError(f"{who} needs to know where tasks begin; call begin_task() before partial_fit()")
         self.step(as_tensors(x), as_tensors(y))
         return self
 
@@ -417,7 +421,14 @@ class Learner:
         if not self.parameters.changed():
             return
         self.flat.leave()
+        known = {id(p) for p in self.parameters.members.values()}
         remap = self.parameters.rebind()
+        wrapped = any(isinstance(m, nn.parallel.DistributedDataParallel) for m in self.model.modules())
+        if wrapped and not {id(p) for p in self.parameters.members.values()} <= known:
+            raise ModelError(
+                "the model has new parameters, and DistributedDataParallel averages only those that it wrapped; build "
+                "the head at its full width, or wrap a model that has all its parameters"
+            )
         theta = self.parameters.theta
         self.device = self.forward.device = self.classes.device = theta.device
         self.forward.dtype = theta.dtype
@@ -431,6 +442,12 @@ class Learner:
         """Move every method's aligned state to the new layout."""
         for method in self.methods:
             method.resize(remap)
+
+    def _check_taskless(self) -> None:
+        blocked = [method.name for method in self.methods if method.needs_boundaries and method.acts]
+        if blocked or self.scenario == "task":
+            who = f"'{blocked[0]}'" if blocked else "the task-incremental scenario"
+            raise UsageError(f"{who} needs to know where tasks begin; call begin_task() before the first step")
 
     def _check_width(self, outputs: Tensor) -> None:
         if outputs.shape[-1] < self.classes.width:

@@ -34,6 +34,10 @@ class Optimizers:
 
     def __init__(self, source: Factory | Optimizer, named: Named) -> None:
         self.factory: Factory | None = None if isinstance(source, Optimizer) else source
+        if not isinstance(source, Optimizer) and not callable(source):
+            raise UsageError(
+                f"optimizer is {source!r}; pass functools.partial(torch.optim.Adam, lr=...) or an optimizer"
+            )
         if isinstance(source, type):
             raise UsageError(
                 f"optimizer is the class {source.__name__}; pass functools.partial({source.__name__}, lr=...)"

@@ -108,6 +108,15 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
+def average_over_processes(module: nn.Module, vector: Tensor) -> Tensor:
+    """`vector`, in place, as its mean over the processes of a DistributedDataParallel wrapper; else as it is."""
+    for each in module.modules():
+        if isinstance(each, nn.parallel.DistributedDataParallel):
+            torch.distributed.all_reduce(vector, group=each.process_group)
+            return vector.div_(torch.distributed.get_world_size(each.process_group))
+    return vector
+
+
 class ParameterVector:
     """The trainable parameters of `module`, as views of one vector.
 

@@ -10,10 +10,13 @@ from torch import nn
 
 from perdure import registry
 from perdure.checkpoint import is_checkpoint, load_state, save_state
-from perdure.errors import CheckpointError, UsageError
+from perdure.data.examples import describe
+from perdure.errors import CheckpointError, UnknownNameError, UsageError
 from perdure.folder import RunFolder
+from perdure.forward import default_prepare
 from perdure.parameters import Layout, Remap
 from perdure.streams.task import Task
+from perdure.streams.transforms import Prepare
 
 if TYPE_CHECKING:
     from perdure.learner import Learner
@@ -34,6 +37,15 @@ def learner_state(learner: Learner) -> dict[str, Any]:
         "classes": learner.classes.state_dict(),
         "scenario": learner.scenario,
         "seed": learner.seed,
+        "settings": {
+            "precision": learner.forward.precision,
+            "clip_norm": learner.clip_norm,
+            "clip_value": learner.clip_value,
+            "micro_batches": learner.micro_batches,
+            "channels_last": learner.forward.channels_last,
+            "active_classes": learner.classes.active,
+        },
+        "own": {"criterion": learner.criterion.function is not None, "prepare": _described(learner.forward.prepare)},
         "tasks_begun": learner.tasks_begun,
         "task": None if learner.task is None else [learner.task.index, learner.task.name, list(learner.task.classes)],
         "progress": learner.progress,
@@ -71,6 +83,11 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     for name, submodule in module.named_modules():
         submodule.training = state["modes"].get(name, submodule.training)
     learner.optimizers.load_state_dict(state["optimizers"])
+    if len(learner.schedulers) != len(state["schedulers"]):
+        raise UsageError(
+            f"the saved learner has {len(state['schedulers'])} schedulers, this one has {len(learner.schedulers)}; "
+            "pass scheduler= as it was"
+        )
     for schedule, saved in zip(learner.schedulers, state["schedulers"], strict=True):
         schedule.load_state_dict(saved)
     if learner.scaler is not None and state["scaler"] is not None:
@@ -107,13 +124,44 @@ def load_learner(cls: type[Learner], folder: str | Path, model: nn.Module, **opt
         raise CheckpointError(f"{folder} holds no saved learner; give a folder written by save() or by a run")
     saved = state["learner"]
     if "methods" not in options:
-        options["methods"] = [registry.methods.get(name)(**m["arguments"]) for name, m in saved["methods"].items()]
+        options["methods"] = [_method_like(name, entry["arguments"]) for name, entry in saved["methods"].items()]
     if "optimizer" not in options:
         options["optimizer"] = _optimizer_like(saved["optimizers"])
     options.setdefault("seed", saved["seed"])
+    for name, value in saved["settings"].items():
+        options.setdefault(name, value)
+    if saved["own"]["criterion"] and options.get("criterion") is None:
+        raise UsageError("the saved learner had a criterion of its own, which a folder cannot hold; pass criterion=")
+    prepare = options.pop("prepare", None)
     learner = cls(model, **options)
+    learner.forward.prepare = prepare or _known_prepare(saved["own"]["prepare"])
     load_learner_state(learner, saved)
     return learner
+
+
+def _described(prepare: Any) -> str | float:
+    """A preparation as its divisor if it is the library's own, else its name."""
+    return prepare.divisor if type(prepare) is Prepare else describe(prepare)
+
+
+def _known_prepare(saved: str | float) -> Any:
+    if not isinstance(saved, str):
+        return Prepare(saved)
+    if saved == describe(default_prepare):
+        return default_prepare
+    raise UsageError(
+        f"the saved learner prepared its inputs by '{saved}', which a folder cannot hold; pass prepare= as it was"
+    )
+
+
+def _method_like(name: str, arguments: dict[str, Any]) -> Any:
+    try:
+        return registry.methods.get(name)(**arguments)
+    except UnknownNameError:
+        raise UsageError(
+            f"the saved method '{name}' is not registered here; pass methods=[...] as they were, or write "
+            f"@perdure.register('{name}') above its class"
+        ) from None
 
 
 def _existing(folder: Path) -> RunFolder:

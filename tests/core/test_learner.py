@@ -20,6 +20,7 @@ from perdure.errors import (
     IncompatibleError,
     ModelError,
     PerdureWarning,
+    StorageError,
     UsageError,
 )
 from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, Joint, LwF, Method, Replay
@@ -471,15 +472,20 @@ class Owner(Method):
     name = "owner"
     owns = ("predict",)
 
+    def predict(self, x: Any, task: int | None) -> Tensor:
+        return torch.zeros(len(x), dtype=torch.int64)
 
-class OtherOwner(Method):
+
+class OtherOwner(Owner):
     name = "other"
-    owns = ("predict",)
 
 
 class NeedsId(Method):
     name = "needs_id"
     needs_test_task_id = True
+
+    def end_task(self, task: perdure.Task) -> None:
+        pass
 
 
 def test_wrong_combinations_are_refused_before_training() -> None:
@@ -709,3 +715,96 @@ def test_evaluating_another_stream_leaves_training_as_it_was() -> None:
     learner.evaluate(other)
     assert learner.stream is stream
     assert learner.scenario == "class"
+
+
+class Plain(Method):
+    """A class with an ordinary constructor."""
+
+    name = "plain"
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def add_gradient(self, grad: Tensor) -> None:
+        grad.mul_(self.factor)
+
+
+def test_a_method_with_an_ordinary_constructor_keeps_what_it_was_given(tmp_path: Path) -> None:
+    learner = perdure.Learner(mlp(), SGD, [Plain(0.0)])
+    before = learner.parameters.theta.clone()
+    learner.fit(digits(), steps=2)
+    assert torch.equal(learner.parameters.theta, before)
+    learner.save(tmp_path / "s")
+    with pytest.raises(UsageError, match=r"'plain' is not registered here; pass methods=\[...\].*perdure.register"):
+        perdure.Learner.load(tmp_path / "s", model=mlp())
+    other = perdure.Learner.load(tmp_path / "s", model=mlp(), methods=[Plain()])
+    assert other.methods[0].factor == 0.0
+
+
+def test_saving_never_replaces_what_is_not_a_checkpoint(tmp_path: Path) -> None:
+    learner = perdure.Learner(mlp(), SGD)
+    learner.save(tmp_path / "models" / "old")
+    learner.save(tmp_path / "models" / "old")
+    for path, sentence in ((tmp_path / "models", "it holds 'old'"), (tmp_path / "note.txt", "a file of that name")):
+        (tmp_path / "note.txt").write_text("keep me")
+        with pytest.raises(StorageError, match=sentence):
+            learner.save(path)
+    assert (tmp_path / "note.txt").read_text() == "keep me"
+    assert perdure.Learner.load(tmp_path / "models" / "old", model=mlp())
+
+
+def test_a_loaded_learner_has_every_setting(tmp_path: Path) -> None:
+    stream = digits()
+    options = {"clip_norm": 0.1, "micro_batches": 2, "active_classes": "seen"}
+    learner = perdure.Learner(mlp(), SGD, **options)
+    learner.fit(stream, steps=2)
+    learner.save(tmp_path / "s")
+    other = perdure.Learner.load(tmp_path / "s", model=mlp())
+    x, _ = stream[0].test.gather(torch.arange(20))
+    assert torch.equal(learner.outputs(x), other.outputs(x)), "digits are divided by 16, not by 255"
+    assert (other.clip_norm, other.micro_batches, other.classes.active) == (0.1, 2, "seen")
+    perdure.Learner(mlp(), SGD, criterion=F.cross_entropy).save(tmp_path / "c")
+    with pytest.raises(UsageError, match="pass criterion="):
+        perdure.Learner.load(tmp_path / "c", model=mlp())
+
+
+def test_misuse_of_the_learner_is_one_sentence() -> None:
+    class Nameless(Method):
+        def add_gradient(self, grad: Tensor) -> None:
+            grad.zero_()
+
+    class Typo(Method):
+        name = "typo"
+
+        def add_gradients(self, grad: Tensor) -> None:
+            grad.zero_()
+
+    for methods, sentence in (
+        ([Nameless()], "has no name; write name = 'nameless'"),
+        ([Typo()], r"overrides no hook.*did you mean 'add_gradient'"),
+        (Replay(), "pass a list: methods="),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            perdure.Learner(mlp(), SGD, methods)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="capacity is 'a', it must be a number"):
+        Replay(capacity="a")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"optimizer is 'adam'; pass functools\.partial"):
+        perdure.Learner(mlp(), "adam")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"pass a torch\.nn\.Module"):
+        perdure.Learner(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="fit needs a Stream and got a tuple"):
+        perdure.Learner(mlp(), SGD).fit((torch.randn(4, 64), torch.arange(4)))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="8 rows of inputs but 7 targets"):
+        perdure.Learner(mlp(), SGD).step(torch.randn(8, 64), torch.arange(7))
+    with pytest.raises(UsageError, match="'ewc' needs to know where tasks begin"):
+        perdure.Learner(mlp(), SGD, [EWC(strength=1)]).step(torch.randn(8, 64), torch.arange(8))
+    with pytest.warns(PerdureWarning, match="'joint' trains on all data so far"):
+        perdure.Learner(mlp(), SGD, [Joint(), Replay()])
+
+
+def test_a_loop_that_met_nan_is_told_at_the_end_of_the_task() -> None:
+    learner = perdure.Learner(mlp(), SGD)
+    learner.begin_task("a")
+    learner.step(torch.full((4, 64), torch.nan), torch.arange(4))
+    with pytest.raises(DivergedError, match="look for NaN in the inputs"):
+        learner.end_task()

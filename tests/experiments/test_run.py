@@ -109,6 +109,7 @@ def test_several_seeds_have_a_folder_each_and_a_summary(tmp_path: Path) -> None:
     assert summary["mean"].keys() == summary["std"].keys() == summary["ci95"].keys() == runs[0].metrics().keys()
 
 
+@pytest.mark.filterwarnings("ignore:.*stopped before its first checkpoint; starting over")
 @pytest.mark.parametrize(("task", "step"), [(0, 0), (2, 0), (1, 3), (4, 0)])
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path: Path, task: int, step: int) -> None:
     experiment = make(seeds=2, train={"epochs": 1, "checkpoint_every": 2})

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import perdure
 from perdure.data.examples import Examples
-from perdure.errors import DataError
+from perdure.errors import DivergedError
 from perdure.methods import EWC
 from perdure.streams.task import Stream, Task
 
@@ -205,5 +205,5 @@ def test_a_known_task_says_nothing_about_other_tasks_columns(head: str | None) -
 def test_a_diverged_network_is_an_error_and_not_an_importance() -> None:
     stream = toy_stream("domain")
     learner = perdure.Learner(toy_model(2), partial(torch.optim.SGD, lr=1e30), [EWC()])
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DivergedError, match="not finite"):
         learner.fit_task(stream[0], batch_size=8)

@@ -17,6 +17,7 @@ from perdure.experiments.typed import into, structured
 from perdure.registry import methods, models, nearest
 
 FINETUNE = "finetune"
+MOST_THREADS = 512
 SECTIONS = ("train", "stream", "model")
 GIVEN_TO_MODELS = ("input_shape", "outputs", "seed")
 
@@ -137,7 +138,7 @@ class Experiment:
             model=part,
             seeds=_seeds(written.seeds),
             device=written.device,
-            threads=_check("threads", written.threads, 1, "") or (1 if _wants_one_thread(part) else None),
+            threads=_check_threads(written.threads) or (1 if _wants_one_thread(part) else None),
             data_root=written.data_root,
         )
 
@@ -172,7 +173,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         If it is not YAML, or holds something else than a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
@@ -286,6 +287,26 @@ def _seeds(written: int | list[int]) -> tuple[int, ...]:
     if not written or len(set(written)) < len(written) or min(written) < 0:
         raise UsageError(f"seeds is {written}, it must be a number of seeds or a list of different numbers from 0")
     return tuple(written)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key may stand once: the second of two would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _check_threads(threads: int | None) -> int | None:
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"threads is {threads}, it must be at least 1 and at most {MOST_THREADS}")
+    return threads
 
 
 def _check(name: str, value: Any, low: float, section: str = "train.") -> Any:

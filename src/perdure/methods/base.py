@@ -95,12 +95,15 @@ class Method:
     learner: Learner
     parameters: ParameterVector
     generator: torch.Generator
+    _given: frozenset[str]
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     def setup(self, learner: Learner) -> None:
         """Allocate state for this model. Called once by the learner; a second learner starts afresh."""
-        for name in self._state_names():
+        if "_given" not in vars(self):
+            self._given = frozenset(vars(self))
+        for name in set(self._state_names()) - self._given:
             delattr(self, name)
         self.learner = learner
         self.parameters = learner.parameters
@@ -176,6 +179,11 @@ class Method:
         """Whether a hook does anything; one that does nothing is never called and costs nothing."""
         return getattr(type(self), hook) is not getattr(Method, hook)
 
+    @property
+    def acts(self) -> bool:
+        """Whether any hook does anything: not if the method is switched off."""
+        return any(self.has(hook) for hook in HOOKS)
+
     @classmethod
     def rank(cls, hook: str) -> tuple[int, str]:
         return cls.ranks.get(hook, 50), cls.name
@@ -187,7 +195,7 @@ class Method:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
 
     def _state_names(self) -> list[str]:
-        skipped = {"learner", "parameters", *self.transient, *self.arguments()}
+        skipped = {"learner", "parameters", "_given", *self.transient, *self.arguments()}
         return sorted(name for name in vars(self) if name not in skipped)
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,7 +212,7 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, in a method that was set up for the same model."""
-        for name in set(self._state_names()) - set(state):
+        for name in set(self._state_names()) - set(state) - self._given:
             delattr(self, name)
         for name, value in state.items():
             current = getattr(self, name, None)
@@ -245,7 +253,9 @@ def _bytes(value: Any) -> int:
 
 
 def check_value(method: str, argument: str, value: float, low: float = 0.0, high: float = float("inf")) -> None:
-    """Raise UsageError unless `low <= value <= high`."""
+    """Raise UsageError unless `value` is a number with `low <= value <= high`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UsageError(f"{method}: {argument} is {value!r}, it must be a number")
     if not low <= value <= high:
         allowed = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise UsageError(f"{method}: {argument} is {value!r}, it must be {allowed}")

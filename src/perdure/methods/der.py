@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from perdure.errors import ModelError
 from perdure.methods.base import Method, check_value
 from perdure.methods.replay import add_drawn, check_buffer, columns_of, draw_size, make_buffer
 from perdure.registry import register
@@ -91,7 +92,10 @@ def logit_loss(batch: Batch, name: str, outputs: Tensor, alpha: float) -> Tensor
     if source is None or not alpha:
         return None
     stored: Tensor = source.extras["logits"]
-    now = outputs[batch.slice(name)][:, : stored.shape[1]]
+    now = outputs[batch.slice(name)]
+    if now.dim() > 2:
+        raise ModelError("stored logits are of one row an example; for sequences use 'replay' instead")
+    now = now[:, : stored.shape[1]]
     existed = torch.arange(stored.shape[1], device=stored.device) < source.extras["valid"][:, None]
     counts = existed & torch.isfinite(stored) & torch.isfinite(now.detach())
     distance = torch.where(counts, now - torch.where(counts, stored, 0.0), 0.0)

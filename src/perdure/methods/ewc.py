@@ -14,6 +14,7 @@ from perdure.errors import DataError
 from perdure.methods.base import check_choice, check_value
 from perdure.methods.fisher import ESTIMATORS, diagonal_fisher
 from perdure.methods.quadratic import AnchoredPenalty
+from perdure.parameters import average_over_processes
 from perdure.registry import register
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class EWC(AnchoredPenalty):
             generator=self.generator,
             names={name: p for name, p in self.parameters.members.items() if p.requires_grad},
         )
-        fisher = self.parameters.pack(found)
+        fisher = average_over_processes(learner.model, self.parameters.pack(found))
         if not bool(fisher.isfinite().all()):
             raise DataError(
                 f"{self.name}: the Fisher information is not finite; training diverged or the data holds NaN"

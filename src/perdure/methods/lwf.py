@@ -125,11 +125,12 @@ class LwF(Method):
             return self.learner.forward.call(inputs, run)
 
     def _divergence(self, student: Tensor, teacher: Tensor, block: Sequence[int]) -> Tensor:
-        """KL divergence of each row [rows] over the columns of a block (all of the teacher's if it is empty)."""
+        """KL divergence [rows] over a block's columns (all of the teacher's if empty); of a sequence, its mean."""
         columns = self.learner.classes.index(block)
         if columns is None:
-            columns = slice(teacher.shape[1])
-        student, teacher = student[:, columns], teacher[:, columns]
-        ours = F.log_softmax(student / self.temperature, 1)
-        theirs = F.log_softmax(teacher / self.temperature, 1)
-        return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+            columns = slice(teacher.shape[-1])
+        student, teacher = student[..., columns], teacher[..., columns]
+        ours = F.log_softmax(student / self.temperature, -1)
+        theirs = F.log_softmax(teacher / self.temperature, -1)
+        values = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+        return values if values.dim() == 1 else values.flatten(1).mean(1)

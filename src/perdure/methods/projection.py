@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from perdure.batch import Batch, Source
 from perdure.methods.side_passes import frozen_statistics
+from perdure.parameters import average_over_processes
 from perdure.tree import tree_map
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -
         gradient = learner.parameters.gradient(loss if scale is None else loss * scale)
     learner.passes["forward_rows"] += batch.size
     learner.passes["backward_rows"] += batch.size
-    return gradient if scale is None else gradient.div_(scale)
+    # The gradient that is projected is the mean over all processes; so is what it is compared with.
+    return average_over_processes(learner.model, gradient if scale is None else gradient.div_(scale))
 
 
 @contextmanager

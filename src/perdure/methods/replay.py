@@ -14,6 +14,7 @@ from perdure.memory.task_memory import TaskMemory
 from perdure.methods.base import Method, check_choice, check_value
 from perdure.registry import register
 from perdure.seeding import derive
+from perdure.tree import leaves, to_device
 
 if TYPE_CHECKING:
     from perdure.batch import Batch, Source
@@ -177,8 +178,11 @@ def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, shar
     """Drawn rows, if there are any, as a source of the batch; further columns become its extras."""
     if not len(drawn["slot"]):
         return batch
-    extras = {key: value for key, value in drawn.items() if key not in ("x", "y", "task", "slot")}
     tasks = drawn.get("task")
+    # The buffer may live elsewhere: loaded on another machine, or the model has moved since.
+    device = leaves(batch.now.x)[0].device
+    drawn = {key: to_device(value, device) for key, value in drawn.items() if key not in ("task", "slot")}
+    extras = {key: value for key, value in drawn.items() if key not in ("x", "y")}
     return batch.add(
         name, drawn["x"], drawn["y"], share=share, separate=forward == "separate", tasks=tasks, extras=extras
     )

@@ -51,6 +51,8 @@ class MLP(nn.Module):
         super().__init__()
         if init not in ("torch", "xavier"):
             raise UsageError(f"MLP init is '{init}', it must be torch or xavier")
+        if min([inputs, *hidden], default=1) < 1:
+            raise UsageError(f"MLP has widths {[inputs, *hidden]}, each must be at least 1")
         generator = private_generator(seed)
         widths = [inputs, *hidden]
         layers: list[nn.Module] = []

@@ -91,7 +91,10 @@ def task_sizes(tasks: int | Sequence[int] | None, classes_per_task: int | None, 
         If neither is given, they disagree, or they do not divide the classes.
     """
     if tasks is None and classes_per_task is None:
-        raise UsageError(f"say how to split the {classes} classes: tasks= or classes_per_task=")
+        raise UsageError(
+            f"say how to split the {classes} classes: give tasks or classes_per_task "
+            "(on the command line: --set stream.tasks=...)"
+        )
     if classes_per_task is not None and classes_per_task < 1:
         raise UsageError(f"classes_per_task={classes_per_task} should be at least 1")
     if tasks is None:
@@ -100,6 +103,8 @@ def task_sizes(tasks: int | Sequence[int] | None, classes_per_task: int | None, 
         if sum(tasks) != classes:
             raise UsageError(f"{classes} classes cannot be split into tasks of {classes_per_task}{_advice(classes)}")
     elif isinstance(tasks, int):
+        if tasks > classes:
+            raise UsageError(f"{tasks} tasks need at least {tasks} classes and there are {classes}; use fewer tasks")
         if tasks < 1 or classes % tasks:
             raise UsageError(f"{classes} classes cannot be split evenly into {tasks} tasks{_advice(classes)}")
         tasks = [classes // tasks] * tasks

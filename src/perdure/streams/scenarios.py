@@ -26,17 +26,19 @@ Transform = Callable[[Tensor], Tensor]
 def class_incremental(data: Any, test: Any = None, **arguments: Any) -> Stream:
     """New classes arrive with every task and one output covers all; see `split_classes` for the arguments.
 
+    A path also takes `target` and `ignore` (columns of a table) and `size` (of images).
+
     >>> x, y = torch.rand(60, 3), torch.arange(60) % 6
     >>> stream = class_incremental((x, y), tasks=3, class_order=[5, 4, 3, 2, 1, 0])
     >>> [task.classes for task in stream], stream.class_names[0]
     ([(0, 1), (2, 3), (4, 5)], '5')
     """
-    return split_classes(data, test, scenario="class", **arguments)
+    return split_classes(_read(data, arguments), test, scenario="class", **arguments)
 
 
 def task_incremental(data: Any, test: Any = None, **arguments: Any) -> Stream:
     """New classes arrive with every task, which is known when predicting; see `split_classes` for the arguments."""
-    return split_classes(data, test, scenario="task", **arguments)
+    return split_classes(_read(data, arguments), test, scenario="task", **arguments)
 
 
 def domain_incremental(
@@ -83,6 +85,7 @@ def domain_incremental(
     >>> [len(task.train) for task in domain_incremental([old, new])]
     [8, 8]
     """
+    data = _read(data, arguments)
     if domains is None and not isinstance(data, list):
         return split_classes(
             data,
@@ -268,6 +271,16 @@ def transformed(
         names = [f"{label} ({task.name})" for task in built for label in names]
         order = order * len(built)
     return Stream(built, scenario=scenario, seed=seed, class_names=names, class_order=order, **arguments)
+
+
+def _read(data: Any, arguments: dict[str, Any]) -> Any:
+    """A path's content, read with the reader's own arguments, which are taken out of `arguments`."""
+    reader = {key: arguments.pop(key) for key in ("target", "ignore", "size") if key in arguments}
+    if isinstance(data, (str, PathLike)):
+        return read_path(data, **reader)
+    if reader:
+        raise UsageError(f"{next(iter(reader))}= is for files and folders; the data are a {type(data).__name__}")
+    return data
 
 
 def sources(data: Any, test: Any) -> tuple[Examples, Examples | None, tuple[str, ...]]:
