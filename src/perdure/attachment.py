@@ -17,6 +17,8 @@ from perdure.errors import IncompatibleError, UsageError
 from perdure.flat import FlatStep
 from perdure.learner import Learner
 from perdure.methods.base import Method
+from perdure.methods.projection import private_dropout
+from perdure.methods.side_passes import frozen_statistics
 from perdure.tree import as_tensors, cat, rows, to_device
 
 
@@ -189,7 +191,7 @@ class Guard:
         if len(self._answers) == len(self._seen):
             self._outputs = torch.cat(self._answers)
         elif learner.hooks["after_step"]:
-            with torch.no_grad():
+            with torch.no_grad(), frozen_statistics(learner.model), private_dropout(learner.model, learner.device):
                 self._outputs = learner.forward(x, learner.shown_task)
         return Batch.current(x, y, learner.task_index)
 

@@ -207,6 +207,13 @@ class _Run:
                     f"{self.folder.path} holds a run with {key} = {saved.plan.get(key)!r}, this one has {value!r}; "
                     "resume with the same settings or choose another folder"
                 )
+        for method in self.learner.methods:
+            was = state["learner"]["methods"].get(method.name, {"arguments": method.arguments()})["arguments"]
+            if was != method.arguments():
+                raise UsageError(
+                    f"{self.folder.path} holds a run with {method.name} {was}, this one has {method.arguments()}; "
+                    "resume with the same settings or choose another folder"
+                )
         load_learner_state(self.learner, state["learner"])
         torch.set_rng_state(state["rng"])
         if state["rng_cuda"] is not None and self.learner.device.type == "cuda":

@@ -117,6 +117,10 @@ class Learner:
         self.device = self.parameters.theta.device
         self.optimizers = Optimizers(optimizer, list(self.parameters.members.items()))
         self.schedulers = [scheduler(each) for each in self.optimizers.all] if scheduler else []
+        if any(isinstance(each, torch.optim.lr_scheduler.ReduceLROnPlateau) for each in self.schedulers):
+            raise UsageError(
+                "ReduceLROnPlateau waits for a score, and schedules here advance with updates; step it yourself"
+            )
         self.flat = FlatStep(self.parameters, self.optimizers)
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.forward = Forward(model, self.parameters.theta, precision, channels_last)
@@ -362,7 +366,9 @@ class Learner:
         """Raw outputs [rows, columns] in evaluation mode, for stored rows `x`."""
         x = as_tensors(x)
         with eval_mode(self.model):
-            chunks = [self.forward(take(x, slice(i, i + batch_size)), task) for i in range(0, rows(x), batch_size)]
+            chunks = [
+                self.forward(take(x, slice(i, i + batch_size)), task) for i in range(0, max(1, rows(x)), batch_size)
+            ]
         return torch.cat(chunks)
 
     @torch.no_grad()

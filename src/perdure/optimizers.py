@@ -44,6 +44,7 @@ class Optimizers:
             )
         self.all = _listed(source if isinstance(source, Optimizer) else source(named))
         self.members = dict(named)
+        self._dtype = named[0][1].dtype
         self._check()
 
     def step(self) -> None:
@@ -104,8 +105,11 @@ class Optimizers:
         for optimizer in self.all:
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
-                    if isinstance(value, Tensor) and value.dim() and value.is_floating_point():
-                        state[key] = value.to(parameter.device, parameter.dtype)
+                    if isinstance(value, Tensor) and value.dim():
+                        # A state of another type than the parameters had (float32 for bfloat16, say) keeps its own.
+                        dtype = parameter.dtype if value.dtype == self._dtype else value.dtype
+                        state[key] = value.to(parameter.device, dtype)
+        self._dtype = next(iter(self.members.values())).dtype
 
     def _regroup(self, named: Named) -> None:
         assert self.factory is not None

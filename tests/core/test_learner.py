@@ -808,3 +808,41 @@ def test_a_loop_that_met_nan_is_told_at_the_end_of_the_task() -> None:
     learner.step(torch.full((4, 64), torch.nan), torch.arange(4))
     with pytest.raises(DivergedError, match="look for NaN in the inputs"):
         learner.end_task()
+
+
+def test_small_things_that_people_try() -> None:
+    learner = perdure.Learner(mlp(), SGD)
+    assert learner.predict(torch.empty(0, 64)).shape == (0,)
+    with pytest.raises(UsageError, match="waits for a score"):
+        perdure.Learner(mlp(), SGD, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    joint = perdure.Learner(mlp(), SGD, [Joint()])
+    joint.fit(digits(), steps=2)
+    with pytest.raises(UsageError, match="knows the stream's 5 tasks alone"):
+        joint.fit_task("more", (torch.randn(8, 64), torch.arange(8)))
+
+
+def test_resuming_with_another_strength_is_refused(tmp_path: Path) -> None:
+    perdure.Learner(mlp(), SGD, [Replay(10)]).fit(digits(), steps=2, folder=tmp_path)
+    with pytest.raises(UsageError, match="holds a run with replay"):
+        perdure.Learner(mlp(), SGD, [Replay(20)]).fit(digits(), steps=2, folder=tmp_path, resume=True)
+
+
+def test_a_state_of_another_type_keeps_it_through_growth() -> None:
+    class Master(torch.optim.SGD):
+        """Keeps float32 master weights of bfloat16 parameters."""
+
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        master = self.state[p].setdefault("master", p.detach().float())
+                        master.sub_(p.grad.float(), alpha=group["lr"])
+                        p.data.copy_(master)
+
+    model = mlp(GrowingHead(20, seed=1)).to(torch.bfloat16)
+    learner = perdure.Learner(model, partial(Master, lr=0.1))
+    for name, classes in (("a", (0, 1)), ("b", (2, 3))):
+        learner.begin_task(name, None, classes)
+        learner.step(torch.randn(8, 64), torch.tensor(classes * 4))
+        learner.end_task()
+    assert learner.optimizers.all[0].state[model.head.weight]["master"].dtype == torch.float32

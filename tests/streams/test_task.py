@@ -104,7 +104,6 @@ def test_a_stream_is_a_sequence_that_knows_its_columns_and_input_shape() -> None
     assert stream.columns == 6
     assert stream.class_names == tuple("012345")
     assert stream.input_shape == (3,)
-    assert stream.augment is None
     bytes_ = Examples(torch.zeros(4, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     assert Stream([Task(0, "a", bytes_, None, (0,))], scenario="domain").input_shape == (1, 8, 8)
 

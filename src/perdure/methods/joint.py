@@ -59,6 +59,8 @@ class Joint(Method):
         stream = self.learner.stream
         if stream is None:
             raise UsageError("'joint' needs the whole stream; call fit(stream)")
+        if task.index >= len(stream):
+            raise UsageError(f"'joint' knows the stream's {len(stream)} tasks alone; use replay for tasks beyond it")
         return replace(task, train=JoinedExamples([stream[index].train for index in range(task.index + 1)]))
 
     @torch.no_grad()

@@ -43,7 +43,7 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -
 @contextmanager
 def private_dropout(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Whatever dropout draws here, the step draws the same as without it."""
-    if any(module.training and isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
+    if model.training:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     else:

@@ -52,7 +52,7 @@ def stream_from_path(
     size
         (height, width) to which images are resized; needed if they differ.
     arguments
-        `name`, `prepare`, `augment` of `Stream`.
+        `name` and `prepare` of `Stream`.
 
     Raises
     ------

@@ -181,7 +181,7 @@ def split_classes(
     seed
         The seed of the order, the held-out rows and the plans.
     arguments
-        `prepare`, `options`, `augment` of `Stream`.
+        `prepare` and `options` of `Stream`.
 
     Raises
     ------

@@ -65,8 +65,6 @@ class Stream(Sequence[Task]):
         Raw batch (stored dtype) to model inputs; default: `Prepare()`.
     options
         The JSON-able keyword arguments that built it.
-    augment
-        A random change of raw training batches, or None.
 
     Raises
     ------
@@ -88,7 +86,6 @@ class Stream(Sequence[Task]):
         columns: int | None = None,
         prepare: Callable[[Any], Any] | None = None,
         options: dict[str, Any] | None = None,
-        augment: Callable[..., Any] | None = None,
     ) -> None:
         check_scenario(scenario)
         if not tasks:
@@ -105,7 +102,6 @@ class Stream(Sequence[Task]):
         self.class_order = tuple(class_order) if class_order is not None else tuple(range(self.columns))
         self.prepare = prepare if prepare is not None else Prepare()
         self.options = dict(options or {})
-        self.augment = augment
         first, _ = self.tasks[0].train.gather(torch.zeros(1, dtype=torch.int64))
         self.input_shape: tuple[int, ...] = tuple(leaves(self.prepare(first))[0].shape[1:])
 
