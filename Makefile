@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test lint reproduce bench clean
+.PHONY: help demo test lint reproduce bench crash clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ reproduce: $(VENV)/demo  ## published tables on real data (PERDURE_DATA, or afte
 
 bench: $(VENV)/demo  ## speed as ratios to a hand-written loop
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+crash: $(VENV)/demo  ## kill runs at random moments, resume them, compare every bit: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash
 
 clean:  ## remove the virtual environment and runs
 	rm -rf $(VENV) runs

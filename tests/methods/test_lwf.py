@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from small_problems import (
     toy_stream,
     weights,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 import perdure
 from perdure.batch import Batch
+from perdure.errors import IncompatibleError
 from perdure.methods import LwF
+from perdure.models.heads import MultiHead
 from perdure.streams.task import Stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*alone on a class-incremental")
@@ -253,3 +256,13 @@ def test_all_columns_are_all_that_the_teacher_has(head: str | None) -> None:
     gradient = learner.parameters.gradient(term(learner, x, y))
     moved = learner.parameters.views(gradient)["head.weight"].abs().sum(1) > 0
     assert moved.tolist() == [True] * 6
+
+
+def test_heads_that_share_columns_are_refused() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), MultiHead(6, seed=0))
+    learner = perdure.Learner(model, partial(torch.optim.SGD, lr=0.1), [LwF()], scenario="task")
+    data = (torch.randn(8, 4), torch.arange(8) % 2)
+    learner.fit_task("a", data, classes=(0, 1))
+    with pytest.raises(IncompatibleError, match="give every task columns of its own"):
+        learner.fit_task("b", data, classes=(0, 1))

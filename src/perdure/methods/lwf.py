@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from perdure.errors import IncompatibleError
 from perdure.methods.base import Method, check_choice, check_value
 from perdure.methods.side_passes import eval_mode, frozen_statistics
 from perdure.registry import register
@@ -80,6 +81,12 @@ class LwF(Method):
         old = {index: list(c) for index, c in self.learner.classes.by_task.items() if index != task.index}
         if self.learner.tasks_begun < 2:
             return
+        for head in self.learner.forward.heads:
+            if hasattr(head, "together") and not head.together([*old, task.index]):
+                raise IncompatibleError(
+                    "'lwf' asks all old heads at once, which cannot be told apart where tasks share class columns; "
+                    "give every task columns of its own"
+                )
         module = self.learner.parameters.module
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.teacher = {name: tensor.detach().clone() for name, tensor in tensors.items()}
