@@ -14,8 +14,8 @@ from perdure.parameters import ParameterVector
 # Every value moves by itself in these; with fused kernels it does not: the ends of tensors take another path.
 ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 OPTIONS_THAT_FORBID = ("fused", "capturable", "differentiable")
-LARGEST = 1 << 20
-"""Values above which copying the gradients costs more than the calls that are saved."""
+LARGEST = 1 << 17
+"""Values above which copying the gradients, where no method wants them copied, costs more than the calls it saves."""
 
 
 class FlatStep:
@@ -49,9 +49,15 @@ class FlatStep:
             and not isinstance(group["lr"], Tensor)
             and not _is_watched(optimizer)
             and theta.device.type == "cpu"
-            and 0 < theta.numel() <= LARGEST
+            and theta.numel() > 0
         )
 
+    @property
+    def worth_gathering(self) -> bool:
+        """Whether gradients should be gathered for this step's sake alone."""
+        return self.possible and self.parameters.theta.numel() <= LARGEST
+
+    @torch.no_grad()
     def step(self) -> bool:
         """Step all parameters at once; false if they have to be stepped one by one, and then nothing has happened."""
         optimizer = self.optimizers.all[0]
@@ -62,6 +68,9 @@ class FlatStep:
         if len(optimizer.param_groups) != 1 or len(group["params"]) != len(self.parameters.members):
             self.leave()
             return False
+        if not optimizer.state and _is_bare_descent(optimizer, group):
+            self.parameters.theta.add_(self.parameters.grad, alpha=-group["lr"])
+            return True
         if (self._shadow is None or self._touched(optimizer)) and not self._enter(optimizer, group):
             return False
         assert self._shadow is not None
@@ -143,6 +152,11 @@ class FlatStep:
                 else:
                     state[key] = self._counts[key][index] if key in self._counts else value
         self._states = [optimizer.state[parameter] for parameter in self.parameters.members.values()]
+
+
+def _is_bare_descent(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """Whether a step is `p.add_(grad, alpha=-lr)` and nothing else."""
+    return type(optimizer) is torch.optim.SGD and not (group["momentum"] or group["weight_decay"] or group["maximize"])
 
 
 def _is_watched(optimizer: Optimizer) -> bool:

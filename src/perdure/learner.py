@@ -219,7 +219,7 @@ class Learner:
 
     def transform_gradient(self) -> Tensor:
         """Let the methods read and change the gradient, and clip it; returns the weights before the step [P]."""
-        if self._gathers or self.flat.possible:
+        if self._gathers or self.flat.worth_gathering:
             grad = self.parameters.gather()
             for method in self.hooks["observe_gradient"]:
                 method.observe_gradient(grad)

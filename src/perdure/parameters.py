@@ -268,6 +268,7 @@ class ParameterVector:
 
     def release(self) -> None:
         """Forget every gradient: `p.grad = None`."""
+        self.complete = False
         for parameter in self.members.values():
             parameter.grad = None
 
