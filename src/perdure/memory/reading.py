@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,14 +12,14 @@ if TYPE_CHECKING:
     from perdure.memory.buffer import Buffer
 
 
-class ReadingPolicy:
+class ReadingPolicy(ABC):
     """Draws slots; every draw comes from a CPU generator, so that it does not depend on the device."""
 
     name = ""
 
+    @abstractmethod
     def choose(self, count: int, available: Tensor | None, buffer: Buffer, generator: torch.Generator) -> Tensor:
         """Return up to `count` different slots, int64 on the CPU, out of `available` (None: every filled slot)."""
-        raise NotImplementedError
 
 
 class Uniform(ReadingPolicy):

@@ -7,6 +7,7 @@ buffer, bit for bit.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,26 +21,26 @@ if TYPE_CHECKING:
 BLOCK = 512
 
 
-class WritingPolicy:
+class WritingPolicy(ABC):
     """Decides what is stored. Slots `0 .. len(buffer) - 1` are always the filled ones."""
 
     name = ""
 
+    @abstractmethod
     def place(
         self, count: int, columns: Mapping[str, Any], buffer: Buffer, capacity: int, generator: torch.Generator
     ) -> dict[int, int]:
         """Return slot -> row of the offered batch; of two rows for one slot the later one has won already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resize(self, capacity: int, old: int, buffer: Buffer, generator: torch.Generator) -> list[int]:
         """Return the slots that stay when the capacity changes from `old`, in the order of their new slots."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merge(
         self, buffer: Buffer, other: Buffer, capacity: int, generator: torch.Generator
     ) -> tuple[list[int], list[int]]:
         """Return the slots of `buffer` and of `other` that form the merged buffer, in the order of their new slots."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return {}
