@@ -43,10 +43,11 @@ class WritingPolicy(ABC):
         """Return the slots of `buffer` and of `other` that form the merged buffer, in the order of their new slots."""
 
     def state_dict(self) -> dict[str, Any]:
+        """What the policy remembers beside the buffer: nothing by default."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take over what `state_dict` gave: nothing by default."""
 
 
 class Uniforms:
