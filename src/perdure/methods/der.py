@@ -18,9 +18,38 @@ if TYPE_CHECKING:
     from perdure.learner import Learner
 
 
+class LogitMemory(Method):
+    """What DER and DER++ share: a buffer of the examples with the logits that they had when they were new."""
+
+    capacity: int | None
+    alpha: float
+    ratio: float
+    batch_size: int | None
+
+    paper: ClassVar[str] = "Buzzega et al. 2020, arXiv 2004.07211"
+    stores_examples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_buffer(self)
+        check_value(self.name, "alpha", self.alpha)
+        check_value(self.name, "ratio", self.ratio)
+
+    def has(self, hook: str) -> bool:
+        return super().has(hook) and 0 not in (self.capacity, self.ratio, self.batch_size)
+
+    def setup(self, learner: Learner) -> None:
+        super().setup(learner)
+        self.buffer = make_buffer(self)
+
+    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
+        if batch.first_pass and outputs is not None:
+            logits = outputs[batch.slice("current")]
+            self.buffer.add({**columns_of(batch.now, batch.task), "logits": logits})
+
+
 @register("der")
 @dataclass
-class DER(Method):
+class DER(LogitMemory):
     """Keep the logits of remembered examples where they were when the example was stored.
 
     loss += alpha * mean over rows and columns of (z - z_stored)^2. z_stored are the logits of the forward pass of the
@@ -50,23 +79,8 @@ class DER(Method):
     bytes_budget: int | None = None
 
     summary: ClassVar[str] = "replay past examples towards the logits they had when they were new"
-    paper: ClassVar[str] = "Buzzega et al. 2020, arXiv 2004.07211"
     use_when: ClassVar[str] = "as replay; stronger with small buffers, works without task boundaries"
     cost: ClassVar[str] = "time: 1 + ratio times a step; memory: capacity examples and their logits"
-    stores_examples: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_buffer(self)
-        check_value(self.name, "alpha", self.alpha)
-        check_value(self.name, "ratio", self.ratio)
-
-    def has(self, hook: str) -> bool:
-        off = self.capacity == 0 or self.ratio == 0 or self.batch_size == 0
-        return super().has(hook) and not off
-
-    def setup(self, learner: Learner) -> None:
-        super().setup(learner)
-        self.buffer = make_buffer(self)
 
     def on_batch(self, batch: Batch) -> Batch:
         if not self.alpha or not len(self.buffer):
@@ -76,11 +90,6 @@ class DER(Method):
 
     def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
         return logit_loss(batch, "der", outputs, self.alpha)
-
-    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
-        if batch.first_pass and outputs is not None:
-            logits = outputs[batch.slice("current")]
-            self.buffer.add({**columns_of(batch.now, batch.task), "logits": logits})
 
 
 def logit_loss(batch: Batch, name: str, outputs: Tensor, alpha: float) -> Tensor | None:

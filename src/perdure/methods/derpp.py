@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from perdure.methods.base import Method, check_value
-from perdure.methods.der import logit_loss
-from perdure.methods.replay import add_drawn, check_buffer, columns_of, draw_size, make_buffer
+from perdure.methods.base import check_value
+from perdure.methods.der import LogitMemory, logit_loss
+from perdure.methods.replay import add_drawn, draw_size
 from perdure.registry import register
 
 if TYPE_CHECKING:
     from perdure.batch import Batch
-    from perdure.learner import Learner
 
 
 @register("derpp")
 @dataclass
-class DERpp(Method):
+class DERpp(LogitMemory):
     """Keep the logits of remembered examples, and train on the labels of an independent second draw.
 
     loss += alpha * mean((z - z_stored)^2) + beta * mean cross-entropy(z', y'), with (z, z_stored) and (z', y') from two
@@ -53,26 +52,14 @@ class DERpp(Method):
     bytes_budget: int | None = None
 
     summary: ClassVar[str] = "replay past examples towards their stored logits and their labels"
-    paper: ClassVar[str] = "Buzzega et al. 2020, arXiv 2004.07211"
     use_when: ClassVar[str] = (
         "some old examples may be kept: usually the best simple method, without task boundaries too"
     )
     cost: ClassVar[str] = "time: 1 + 2 ratio times a step; memory: capacity examples and their logits"
-    stores_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_buffer(self)
-        check_value(self.name, "alpha", self.alpha)
+        super().__post_init__()
         check_value(self.name, "beta", self.beta)
-        check_value(self.name, "ratio", self.ratio)
-
-    def has(self, hook: str) -> bool:
-        off = self.capacity == 0 or self.ratio == 0 or self.batch_size == 0
-        return super().has(hook) and not off
-
-    def setup(self, learner: Learner) -> None:
-        super().setup(learner)
-        self.buffer = make_buffer(self)
 
     def on_batch(self, batch: Batch) -> Batch:
         if not len(self.buffer):
@@ -90,8 +77,3 @@ class DERpp(Method):
 
     def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
         return logit_loss(batch, "derpp_logits", outputs, self.alpha)
-
-    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
-        if batch.first_pass and outputs is not None:
-            logits = outputs[batch.slice("current")]
-            self.buffer.add({**columns_of(batch.now, batch.task), "logits": logits})
