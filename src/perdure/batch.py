@@ -16,9 +16,9 @@ Allowed = Tensor | slice | None
 """Which class columns the criterion may use: all (None), one block for every row, or a boolean mask [rows, columns]."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Source:
-    """Rows of one origin.
+    """Rows of one origin; not to be changed, but replaced.
 
     Attributes
     ----------
@@ -48,10 +48,10 @@ class Source:
     allowed: Allowed = None
     extras: dict[str, Any] = field(default_factory=dict)
     whole: int | None = None
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        return rows(self.x)
+    def __post_init__(self) -> None:
+        self.size = rows(self.x)
 
     def piece(self, index: slice) -> Source:
         """Some rows of this source, which remember how many there were."""
@@ -94,6 +94,7 @@ class Batch:
         self.index = index
         self.first_pass = first_pass
         self.pooled = pooled
+        self._parts: tuple[Tensor, dict[str, Tensor]] | None = None
 
     @classmethod
     def current(
@@ -118,16 +119,20 @@ class Batch:
 
     def add(self, name: str, x: Any, y: Any, **options: Any) -> Batch:
         """This batch and a new source behind it; the options are those of `Source`. A taken name is an error."""
-        if name in self.names():
+        if self.find(name) is not None:
             raise UsageError(f"the batch has a source '{name}' already; give the second one another name")
-        return self.with_sources(*self.sources, Source(name, x, y, **options))
+        source = Source(name, x, y, **options)
+        return Batch((*self.sources, source), self.task, self.index, self.first_pass, self.pooled)
 
     def names(self) -> list[str]:
         return [source.name for source in self.sources]
 
     def find(self, name: str) -> Source | None:
         """The source of that name, or None."""
-        return next((source for source in self.sources if source.name == name), None)
+        for source in self.sources:
+            if source.name == name:
+                return source
+        return None
 
     def slice(self, name: str) -> slice:
         """Where a source's rows lie in the outputs."""
@@ -137,6 +142,21 @@ class Batch:
                 return slice(start, start + source.size)
             start += source.size
         raise UsageError(f"the batch has no source '{name}'; it has {', '.join(self.names())}")
+
+    def part(self, name: str, outputs: Tensor) -> Tensor:
+        """The rows of `outputs` that belong to a source.
+
+        The outputs are split once for everybody who asks: every slice of its own would have the backward pass fill and
+        add up a tensor of all rows.
+        """
+        if len(self.sources) == 1 and self.now.name == name:
+            return outputs
+        if self._parts is None or self._parts[0] is not outputs:
+            pieces = outputs.split_with_sizes([source.size for source in self.sources])
+            self._parts = outputs, dict(zip(self.names(), pieces, strict=True))
+        if name not in self._parts[1]:
+            raise UsageError(f"the batch has no source '{name}'; it has {', '.join(self.names())}")
+        return self._parts[1][name]
 
     def mean(self, name: str, values: Tensor) -> Tensor:
         """Mean over a source's rows of `values` [rows], one a row.

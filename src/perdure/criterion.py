@@ -51,11 +51,12 @@ class Criterion:
         self, outputs: Tensor, batch: Batch, sources: tuple[Source, ...], allowed: Callable[[Source, int], Allowed]
     ) -> Tensor:
         whole = batch.pooled if sources[0].share is None else sources[0].whole
+        if len(sources) < len(batch.sources):
+            parts = [batch.part(source.name, outputs) for source in sources]
+            outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
         columns = [allowed(source, outputs.shape[-1]) for source in sources]
         mask: Allowed = columns[0]
-        if len(sources) < len(batch.sources):
-            outputs = torch.cat([outputs[batch.slice(source.name)] for source in sources])
-        if any(c is not mask if isinstance(c, Tensor) or isinstance(mask, Tensor) else c != mask for c in columns):
+        if len(columns) > 1 and any(c is not mask if isinstance(c, Tensor) or isinstance(mask, Tensor) else c != mask for c in columns):
             width, device = outputs.shape[-1], outputs.device
             mask = torch.cat([as_mask(c, s.size, width, device) for c, s in zip(columns, sources, strict=True)])
         return self._mean(outputs, joined_targets(sources), mask, whole)

@@ -23,7 +23,8 @@ class FlatStep:
 
     The caller's optimizer keeps its object, its groups and a state for each parameter: the moments become views of flat
     ones. Used on a CPU for SGD, Adam and AdamW with one group over exactly the vector's parameters, without step hooks,
-    schedulers or fused kernels, and in steps in which every parameter has a gradient.
+    schedulers or fused kernels, and in steps in which every parameter has a gradient. SGD without momentum has nothing
+    to keep and steps directly, on whatever gradients there are.
     """
 
     def __init__(self, parameters: ParameterVector, optimizers: Optimizers) -> None:
@@ -33,7 +34,11 @@ class FlatStep:
         self._flat = nn.Parameter(torch.empty(0))
         self._states: list[dict[str, Any]] = []
         self._counts: dict[str, Tensor] = {}
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
         self.possible = self._check()
+        if self.possible:
+            views = parameters.views(parameters.theta)
+            self._views = [(parameter, views[name]) for name, parameter in parameters.members.items()]
 
     def _check(self) -> bool:
         if len(self.optimizers.all) != 1:
@@ -55,22 +60,47 @@ class FlatStep:
     @property
     def worth_gathering(self) -> bool:
         """Whether gradients should be gathered for this step's sake alone."""
-        return self.possible and self.parameters.theta.numel() <= LARGEST
+        if not self.possible or self.parameters.theta.numel() > LARGEST:
+            return False
+        optimizer = self.optimizers.all[0]
+        return not _is_bare_descent(optimizer, optimizer.param_groups[0])
 
-    @torch.no_grad()
     def step(self) -> bool:
         """Step all parameters at once; false if they have to be stepped one by one, and then nothing has happened."""
         optimizer = self.optimizers.all[0]
-        if not self.possible or not self.parameters.complete or _is_watched(optimizer):
+        if not self.possible or _is_watched(optimizer):
             self.leave()
             return False
         group = optimizer.param_groups[0]
-        if len(optimizer.param_groups) != 1 or len(group["params"]) != len(self.parameters.members):
+        if len(optimizer.param_groups) != 1 or len(group["params"]) != len(self._views):
             self.leave()
             return False
-        if not optimizer.state and _is_bare_descent(optimizer, group):
-            self.parameters.theta.add_(self.parameters.grad, alpha=-group["lr"])
+        if not optimizer.state and _is_bare_descent(optimizer, group) and self._descend(-group["lr"]):
             return True
+        if not self.parameters.complete:
+            self.leave()
+            return False
+        return self._step_shadow(optimizer, group)
+
+    def _descend(self, factor: float) -> bool:
+        """`theta += factor * gradient`, of what has one; false if a gradient is sparse."""
+        if self.parameters.complete:
+            self.parameters.theta.add_(self.parameters.grad, alpha=factor)
+            return True
+        views, gradients = [], []
+        for parameter, view in self._views:
+            gradient = parameter.grad
+            if gradient is not None:
+                if gradient.is_sparse:
+                    return False
+                views.append(view)
+                gradients.append(gradient)
+        if views:
+            torch._foreach_add_(views, gradients, alpha=factor)
+        return True
+
+    @torch.no_grad()
+    def _step_shadow(self, optimizer: Optimizer, group: dict[str, Any]) -> bool:
         if (self._shadow is None or self._touched(optimizer)) and not self._enter(optimizer, group):
             return False
         assert self._shadow is not None

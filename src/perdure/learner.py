@@ -139,6 +139,7 @@ class Learner:
             hook: sorted((m for m in self.methods if m.has(hook)), key=methodcaller("rank", hook)) for hook in HOOKS
         }
         self._gathers = any(self.hooks[h] for h in ("observe_gradient", "add_gradient", "project_gradient"))
+        self._starter = self._find_starter()
         check_optimizers(self.methods, self.optimizers.all)
         self._needs_before = any(method.needs_update for method in self.methods)
         if scenario is not None:
@@ -178,8 +179,9 @@ class Learner:
                 batch = method.on_batch(batch)
             self.parameters.release()
             self.optimizers.release()
+            started = self._starter is not None and self.parameters.expect(self._starter.start_gradient)
             loss, outputs = self._backward(batch)
-            self._update()
+            self._update(started)
         self.passes["steps"] += 1
         for method in self.hooks["after_step"]:
             method.after_step(batch, outputs)
@@ -208,22 +210,25 @@ class Learner:
             return losses[0], outputs[0]
         return torch.stack(losses).sum(), batch.in_order(outputs, self.micro_batches)
 
-    def _update(self) -> None:
+    def _update(self, started: bool) -> None:
         """From the finished backward pass to the finished update: gradient hooks, clipping, optimizer, update hooks."""
         if self.scaler is not None and not self._unscale():
             return
-        before = self.transform_gradient()
+        before = self.transform_gradient(started)
         if not self.flat.step():
             self.optimizers.step()
         self.finish_update(before)
 
-    def transform_gradient(self) -> Tensor:
-        """Let the methods read and change the gradient, and clip it; returns the weights before the step [P]."""
+    def transform_gradient(self, started: bool = False) -> Tensor:
+        """Let the methods read and change the gradient, and clip it; returns the weights before the step [P].
+
+        `started` says that the first `add_gradient` is in the gradient already.
+        """
         if self._gathers or self.flat.worth_gathering:
-            grad = self.parameters.gather()
+            grad = self.parameters.arrived() if started else self.parameters.gather()
             for method in self.hooks["observe_gradient"]:
                 method.observe_gradient(grad)
-            for method in self.hooks["add_gradient"]:
+            for method in self.hooks["add_gradient"][started:]:
                 method.add_gradient(grad)
             for method in self.hooks["project_gradient"]:
                 method.project_gradient(grad)
@@ -416,6 +421,12 @@ class Learner:
         if scenario != self.scenario:
             check_scenario(self.methods, scenario)
             self.scenario = scenario
+
+    def _find_starter(self) -> Method | None:
+        """The first `add_gradient`, if the gradient may start as what it adds: one backward pass, seen by nobody."""
+        alone = not self.hooks["observe_gradient"] and self.scaler is None and self.micro_batches == 1
+        wrapped = self.parameters.module is not self.model and not hasattr(self.model, "_orig_mod")
+        return self.hooks["add_gradient"][0] if alone and not wrapped and self.hooks["add_gradient"] else None
 
     def _find_activators(self) -> None:
         modules = self.parameters.module.modules()

@@ -6,7 +6,7 @@ gradients into a second vector `grad` of the same layout, and a method's arithme
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -148,7 +148,9 @@ class ParameterVector:
         self.members: dict[str, nn.Parameter] = {}
         self._watch: list[tuple[dict[str, Any], str, nn.Parameter, int]] = []
         self._grads: list[tuple[nn.Parameter, Tensor]] = []
+        self._versions: list[int] = []
         self._before: Tensor | None = None
+        self._scratch: Tensor | None = None
         self.complete = False
         self.rebind()
 
@@ -173,7 +175,7 @@ class ParameterVector:
             for slot, parameter in zip(layout, members.values(), strict=True):
                 parameter.data = slot.view(theta)
                 parameter.grad = None
-        self.theta, self.grad, self._before = theta, torch.empty(0), None
+        self.theta, self.grad, self._before, self._scratch = theta, torch.empty(0), None, None
         self.members, self.layout, self._grads = members, layout, []
         owners = {id(p): (m._parameters, key) for m in self.module.modules() for key, p in m._parameters.items()}
         self._watch = [(*owners[id(p)], p, p.data_ptr()) for p in members.values()]
@@ -264,6 +266,13 @@ class ParameterVector:
             self._before = torch.empty_like(self.theta)
         return self._before.copy_(self.theta)
 
+    @property
+    def scratch(self) -> Tensor:
+        """A vector [P] for intermediate results, which anybody may overwrite as soon as a hook has returned."""
+        if self._scratch is None:
+            self._scratch = torch.zeros_like(self.theta)
+        return self._scratch
+
     # -- gradients ----------------------------------------------------------------------------------------------
 
     def release(self) -> None:
@@ -278,27 +287,54 @@ class ParameterVector:
         A parameter that took no part keeps `p.grad = None`, so no optimizer moves it; its part of `grad` is zero, and
         `complete` is false.
         """
-        if not self._grads:
-            self.grad = torch.zeros_like(self.theta)
-            self._grads = [
-                (p, slot.view(self.grad)) for slot, p in zip(self.layout, self.members.values(), strict=True)
-            ]
         views, gradients = [], []
         self.complete = True
-        for parameter, view in self._grads:
+        for parameter, view in self._gradient_views():
             gradient = parameter.grad
             if gradient is None:
                 self.complete = False
                 view.zero_()
             elif gradient.is_sparse:
                 raise ModelError("a parameter has a sparse gradient; build its embedding with sparse=False")
-            elif gradient.data_ptr() != view.data_ptr() or not view.numel():
+            elif gradient is not view:
                 views.append(view)
                 gradients.append(gradient)
                 parameter.grad = view
         if views:
             torch._foreach_copy_(views, gradients)
         return self.grad
+
+    def expect(self, start: Callable[[Tensor], bool]) -> bool:
+        """Let `start` write into `grad` [P] before the backward pass, which then adds to it; false if it wrote nothing.
+
+        After a true answer and the backward pass comes `arrived` instead of `gather`.
+        """
+        views = self._gradient_views()
+        if not start(self.grad):
+            return False
+        self._versions = []
+        for parameter, view in views:
+            parameter.grad = view
+            self._versions.append(view._version)
+        return True
+
+    def arrived(self) -> Tensor:
+        """What `expect` began, after the backward pass: as `gather`, but what took no part keeps what was written."""
+        self.complete = True
+        for (parameter, view), version in zip(self._grads, self._versions, strict=True):
+            if view._version == version:
+                parameter.grad = None
+                self.complete = False
+        return self.grad
+
+    def _gradient_views(self) -> list[tuple[nn.Parameter, Tensor]]:
+        if not self._grads:
+            self.grad = torch.zeros_like(self.theta)
+            # `.data`: each view then counts its own changes, which tells whether a backward pass has reached it.
+            self._grads = [
+                (p, slot.view(self.grad).data) for slot, p in zip(self.layout, self.members.values(), strict=True)
+            ]
+        return self._grads
 
     def gradient(self, loss: Tensor) -> Tensor:
         """The gradient of a scalar as a new vector [P]; no `p.grad` changes, and what took no part gives zero."""

@@ -45,7 +45,7 @@ def leaves(tree: Any) -> list[Tensor]:
 
 def rows(tree: Any) -> int:
     """Number of rows: the length of the first tensor's first dimension."""
-    return leaves(tree)[0].shape[0]
+    return tree.shape[0] if isinstance(tree, Tensor) else leaves(tree)[0].shape[0]
 
 
 def take(tree: Any, index: Any) -> Any:

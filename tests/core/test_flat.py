@@ -58,7 +58,7 @@ def test_weights_and_states_are_those_of_the_plain_optimizer(name: str) -> None:
     for x, y in batches(20):
         learner.partial_fit(x, y)
     assert learner.flat._shadow is not None or name == "sgd", "the flat step was taken"
-    assert learner.parameters.complete
+    assert learner.parameters.complete or name == "sgd"
     by_hand(theirs, plain, batches(20))
     assert equal(list(ours.parameters()), list(theirs.parameters()))
     ours_state, theirs_state = own.state_dict(), plain.state_dict()

@@ -17,7 +17,7 @@ from perdure.memory.reservoir import Reservoir
 from perdure.memory.writing import WritingPolicy
 from perdure.registry import nearest
 from perdure.seeding import Part, generator
-from perdure.tree import leaves, tree_map
+from perdure.tree import leaves, rows, tree_map
 
 WRITING: dict[str, Callable[[], WritingPolicy]] = {"reservoir": Reservoir, "class_balanced": ClassBalanced}
 READING: dict[str, Callable[[], ReadingPolicy]] = {
@@ -83,6 +83,8 @@ class Buffer:
         self.reading = _policy("reading", reading, READING, ReadingPolicy)
         self.columns: dict[str, Any] = {}
         self.seen = 0
+        self.uneven = False  # whether rows differ in "valid", which is read only then
+        self._names: dict[str, None] = {}
         self._limit = capacity
         self._capacity = capacity if bytes_budget is None or not capacity else None
         self._filled = 0
@@ -103,16 +105,18 @@ class Buffer:
     def add(self, columns: Mapping[str, Any]) -> None:
         """Offer a batch of rows: {"x": tensor or tree [b, ...], "y": [b], ...}; the writing policy stores some of them.
 
+        A plain int in place of a column is the value of every row (int64 [b] on the CPU).
+
         Raises
         ------
         UsageError, DataError
             If the columns differ in name, shape, dtype or length from those stored.
         """
-        count = leaves(next(iter(columns.values())))[0].shape[0]
+        count = rows(next(iter(columns.values())))
         if not self.columns:
-            self._allocate(columns)
-        elif columns.keys() != self.columns.keys() - {"valid"}:
-            stored = ", ".join(sorted(self.columns.keys() - {"valid"}))
+            self._allocate(_written_out(columns, count))
+        elif columns.keys() != self._names.keys():
+            stored = ", ".join(sorted(self._names))
             raise UsageError(f"rows with columns {', '.join(sorted(columns))} do not fit a buffer of {stored}")
         if "logits" in columns:
             self._widen(columns["logits"].shape[1])
@@ -121,7 +125,7 @@ class Buffer:
         if placed:
             slots, chosen = list(placed), list(placed.values())
             every = chosen == list(range(count))
-            self._write(span(slots), None if every else torch.tensor(chosen), columns, count)
+            self._write(span(slots), None if every else torch.tensor(chosen), _written_out(columns, count), count)
             self._filled = max(self._filled, max(slots) + 1)
         self.seen += count
 
@@ -138,8 +142,8 @@ class Buffer:
 
     def _write(self, slots: Tensor | slice, chosen: Tensor | None, columns: Mapping[str, Any], count: int) -> None:
         indices, sources = OnDevices(slots), OnDevices(chosen)
-        for name, rows in columns.items():
-            for column, offered in pairs(name, self.columns[name], rows):
+        for name, offers in columns.items():
+            for column, offered in pairs(name, self.columns[name], offers):
                 if offered.shape[0] != count:
                     raise DataError(f"column '{name}' has {offered.shape[0]} rows, the batch has {count}")
                 source = offered.detach()
@@ -151,6 +155,7 @@ class Buffer:
                     valid = self.columns["valid"]
                     where = indices.on(valid.device)
                     valid[where] = source.shape[1]
+                    self.uneven |= source.shape[1] < column.shape[1]
                     source = padded(source, column.shape[1])
                 where = indices.on(column.device)
                 if isinstance(where, slice):
@@ -163,6 +168,8 @@ class Buffer:
     def sample(self, n: int, *, where: Tensor | None = None) -> dict[str, Any]:
         """Draw `min(n, available)` different rows of every column, and their "slot" [n'] (int64, on the CPU).
 
+        "valid" is among the columns only if rows differ in it.
+
         Parameters
         ----------
         where
@@ -171,15 +178,17 @@ class Buffer:
         if n < 0:
             raise UsageError(f"cannot sample {n} rows, the number must be 0 or more")
         slots = self.reading.choose(n, self._available(where), self, self._reader)
-        return {**self.take(slots), "slot": slots}
+        index = OnDevices(slots)
+        drawn = {name: _selected(self.columns[name], index) for name in self._names}
+        if self.uneven:
+            drawn["valid"] = _selected(self.columns["valid"], index)
+        drawn["slot"] = slots
+        return drawn
 
     def take(self, slots: Tensor) -> dict[str, Any]:
         """Copies of the rows in `slots` (int64 [n]) of every column."""
         index = OnDevices(slots)
-        return {
-            name: tree_map(lambda leaf: leaf.index_select(0, index.on(leaf.device)), column)
-            for name, column in self.columns.items()
-        }
+        return {name: _selected(column, index) for name, column in self.columns.items()}
 
     def view(self, name: str) -> Any:
         """The filled rows of one column, not copied."""
@@ -229,6 +238,7 @@ class Buffer:
             self._write(slots, None, taken, len(theirs))
             if valid is not None:
                 self.columns["valid"][slots.to(valid.device)] = valid.to(self.columns["valid"].device)
+                self.uneven |= other.uneven
         self.seen += other.seen
 
     def to(self, device: str | torch.device) -> Buffer:
@@ -256,12 +266,12 @@ class Buffer:
         for name in ("slot", "valid"):
             if name in columns:
                 raise UsageError(f"'{name}' is the buffer's own column; name yours differently")
-        rows = {name: tree_map(lambda leaf: leaf.new_empty((0, *leaf.shape[1:])), c) for name, c in columns.items()}
+        empty = {name: tree_map(lambda leaf: leaf.new_empty((0, *leaf.shape[1:])), c) for name, c in columns.items()}
         if self.device is not None:
-            rows = {name: tree_map(lambda leaf: leaf.to(self.device), column) for name, column in rows.items()}
-        if "logits" in rows:
-            rows["valid"] = torch.zeros(0, dtype=torch.int64, device=rows["logits"].device)
-        self.columns = rows
+            empty = {name: tree_map(lambda leaf: leaf.to(self.device), column) for name, column in empty.items()}
+        if "logits" in empty:
+            empty["valid"] = torch.zeros(0, dtype=torch.int64, device=empty["logits"].device)
+        self.columns, self.uneven, self._names = empty, False, dict.fromkeys(columns)
         try:
             capacity = self._fitting()
         except UsageError:
@@ -284,6 +294,7 @@ class Buffer:
         column = self.columns["logits"]
         if width > column.shape[1]:
             self.columns["logits"] = padded(column, width)
+            self.uneven |= self._filled > 0
             if self.bytes_budget is not None:
                 self._change_capacity(self._fitting())
 
@@ -317,6 +328,7 @@ class Buffer:
             "limit": self._limit,
             "seen": self.seen,
             "filled": self._filled,
+            "uneven": self.uneven,
             "columns": {name: tree_map(Tensor.clone, self.view(name)) for name in self.columns},
             "devices": {name: str(leaves(column)[0].device) for name, column in self.columns.items()},
             "write_generator": self._writer.get_state(),
@@ -341,12 +353,27 @@ class Buffer:
         self._reader.set_state(state["read_generator"].cpu())
         self.seen, self._limit = int(state["seen"]), state["limit"]
         self.columns = {}
-        for name, rows in state["columns"].items():
+        for name, column in state["columns"].items():
             device = self.device or present(state["devices"][name])
-            self.columns[name] = tree_map(lambda leaf, device=device: leaf.to(device), rows)  # type: ignore[misc]
+            self.columns[name] = tree_map(lambda leaf, device=device: leaf.to(device), column)  # type: ignore[misc]
+        self._names = {name: None for name in self.columns if name != "valid"}
+        self.uneven = bool(state["uneven"])
         self._filled, self._capacity = int(state["filled"]), state["capacity"]
         if self.columns:
             self._keep(list(range(self._filled)), int(state["capacity"]))
+
+
+def _selected(column: Any, index: OnDevices) -> Any:
+    if isinstance(column, Tensor):
+        return column.index_select(0, index.on(column.device))
+    return tree_map(lambda leaf: leaf.index_select(0, index.on(leaf.device)), column)
+
+
+def _written_out(columns: Mapping[str, Any], count: int) -> dict[str, Any]:
+    return {
+        name: torch.full((count,), column, dtype=torch.int64) if isinstance(column, int) else column
+        for name, column in columns.items()
+    }
 
 
 def _policy(kind: str, policy: Any, known: Mapping[str, Callable[[], Any]], base: type) -> Any:

@@ -147,6 +147,14 @@ class Method:
     def observe_gradient(self, grad: Tensor) -> None:
         """Read the raw gradient [P]; change nothing."""
 
+    def start_gradient(self, grad: Tensor) -> bool:
+        """Write into `grad` [P] what `add_gradient` would add, before the backward pass adds the rest; false: nothing.
+
+        Not a hook of its own: the first `add_gradient` is asked in steps in which nobody has to see the gradient
+        without it. The sum of two numbers does not depend on their order, so the bits are the same.
+        """
+        return False
+
     def add_gradient(self, grad: Tensor) -> None:
         """Add an analytic penalty gradient or a late replay gradient to `grad` [P], in place."""
 

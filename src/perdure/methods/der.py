@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from perdure.errors import ModelError
 from perdure.methods.base import Method, check_value
@@ -43,8 +45,7 @@ class LogitMemory(Method):
 
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
         if batch.first_pass and outputs is not None:
-            logits = outputs[batch.slice("current")]
-            self.buffer.add({**columns_of(batch.now, batch.task), "logits": logits})
+            self.buffer.add({**columns_of(batch.now, batch.task), "logits": outputs[: batch.now.size]})
 
 
 @register("der")
@@ -101,12 +102,18 @@ def logit_loss(batch: Batch, name: str, outputs: Tensor, alpha: float) -> Tensor
     if source is None or not alpha:
         return None
     stored: Tensor = source.extras["logits"]
-    now = outputs[batch.slice(name)]
+    now = batch.part(name, outputs)
     if now.dim() > 2:
         raise ModelError("stored logits are of one row an example; for sequences use 'replay' instead")
+    if now.shape == stored.shape and source.whole is None and now.device.type == "cpu":
+        # All columns count in most steps, and asking costs a CPU nothing; a GPU would have to be waited for.
+        distance = F.mse_loss(now, stored)
+        if "valid" not in source.extras and math.isfinite(float(distance.detach())):
+            return distance * alpha
     now = now[:, : stored.shape[1]]
-    existed = torch.arange(stored.shape[1], device=stored.device) < source.extras["valid"][:, None]
-    counts = existed & torch.isfinite(stored) & torch.isfinite(now.detach())
+    counts = torch.isfinite(stored) & torch.isfinite(now.detach())
+    if "valid" in source.extras:
+        counts &= torch.arange(stored.shape[1], device=stored.device) < source.extras["valid"][:, None]
     distance = torch.where(counts, now - torch.where(counts, stored, 0.0), 0.0)
     values = distance.square().sum(1) / counts.sum(1).clamp_min(1)
     return batch.mean(name, values) * alpha

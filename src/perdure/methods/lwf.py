@@ -101,7 +101,7 @@ class LwF(Method):
             return None
         forward = self.learner.forward
         inputs = forward.inputs(batch.now.x)
-        student = outputs[batch.slice("current")]
+        student = batch.part("current", outputs)
         if forward.depends_on_task:
             # The pass of the current task has only its own head; all heads answer where no task is named.
             forward.activate(None)

@@ -47,7 +47,7 @@ class AnchoredPenalty(Method):
     needs_boundaries: ClassVar[bool] = True
     ranks: ClassVar[dict[str, int]] = {"on_update": PROX}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta"}
-    transient: ClassVar[tuple[str, ...]] = ("_scaled", "_work")
+    transient: ClassVar[tuple[str, ...]] = ("_scaled",)
 
     def __post_init__(self) -> None:
         check_value(self.name, "strength", self.strength)
@@ -78,7 +78,6 @@ class AnchoredPenalty(Method):
 
     def _forget_caches(self) -> None:
         self._scaled: Tensor | None = None
-        self._work: Tensor | None = None
 
     # -- consolidating --------------------------------------------------------------------------------------------
 
@@ -134,17 +133,26 @@ class AnchoredPenalty(Method):
         """`strength * S` [P], kept because it is needed at every step; None before the first task ends."""
         if self._scaled is None and self.importance is not None:
             self._scaled = self.strength * self.importance
-            self._work = torch.empty_like(self._scaled)
         return self._scaled
 
-    @torch.no_grad()
+    def start_gradient(self, grad: Tensor) -> bool:
+        if type(self).add_gradient is not AnchoredPenalty.add_gradient:
+            return False
+        return self._write_pull(grad)
+
     def add_gradient(self, grad: Tensor) -> None:
+        # Product and sum are rounded separately, so a buffer that starts as the penalty has the same bits.
+        if self._write_pull(self.parameters.scratch):
+            grad.add_(self.parameters.scratch)
+
+    def _write_pull(self, into: Tensor) -> bool:
+        """The penalty's gradient `strength * S * (theta - mu)` [P]; false before the first task ends."""
         scaled = self._pull()
-        if scaled is not None:
-            assert self.anchor is not None
-            assert self._work is not None
-            # Product and sum are rounded separately, so a buffer that starts as the penalty has the same bits.
-            grad.add_(torch.sub(self.parameters.theta, self.anchor, out=self._work).mul_(scaled))
+        if scaled is None:
+            return False
+        assert self.anchor is not None
+        torch.sub(self.parameters.theta, self.anchor, out=into).mul_(scaled)
+        return True
 
     @torch.no_grad()
     def on_update(self, before: Tensor, theta: Tensor) -> None:

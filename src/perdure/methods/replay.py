@@ -176,19 +176,16 @@ def draw_size(batch: Batch, batch_size: int | None, ratio: float) -> int:
 
 def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, share: float | None) -> Batch:
     """Drawn rows, if there are any, as a source of the batch; further columns become its extras."""
-    if not len(drawn["slot"]):
+    slots, tasks = drawn.pop("slot"), drawn.pop("task", None)
+    if not slots.shape[0]:
         return batch
-    tasks = drawn.get("task")
     # The buffer may live elsewhere: loaded on another machine, or the model has moved since.
     device = leaves(batch.now.x)[0].device
-    drawn = {key: to_device(value, device) for key, value in drawn.items() if key not in ("task", "slot")}
-    extras = {key: value for key, value in drawn.items() if key not in ("x", "y")}
-    return batch.add(
-        name, drawn["x"], drawn["y"], share=share, separate=forward == "separate", tasks=tasks, extras=extras
-    )
+    x, y = to_device(drawn.pop("x"), device), to_device(drawn.pop("y"), device)
+    extras = {key: to_device(value, device) for key, value in drawn.items()}
+    return batch.add(name, x, y, share=share, separate=forward == "separate", tasks=tasks, extras=extras)
 
 
 def columns_of(source: Source, task: int | None) -> dict[str, Any]:
     """The columns under which a source's rows are stored; a task of -1 means that none was known."""
-    tasks = torch.full((source.size,), -1 if task is None else task, dtype=torch.int64)
-    return {"x": source.x, "y": source.y, "task": tasks}
+    return {"x": source.x, "y": source.y, "task": -1 if task is None else task}

@@ -56,7 +56,7 @@ class SI(AnchoredPenalty):
     needs_update: ClassVar[bool] = True
     ranks: ClassVar[dict[str, int]] = {**AnchoredPenalty.ranks, "project_gradient": 99}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta", "path": 0.0}
-    transient: ClassVar[tuple[str, ...]] = ("_scaled", "_work", "_raw", "_moved")
+    transient: ClassVar[tuple[str, ...]] = ("_scaled", "_raw")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +74,6 @@ class SI(AnchoredPenalty):
     def _forget_caches(self) -> None:
         super()._forget_caches()
         self._raw: Tensor | None = None
-        self._moved: Tensor | None = None
 
     def has(self, hook: str) -> bool:
         if hook in ("observe_gradient", "project_gradient"):
@@ -94,11 +93,9 @@ class SI(AnchoredPenalty):
         else:
             self._raw.copy_(grad)
 
-    @torch.no_grad()
     def observe_update(self, before: Tensor, theta: Tensor) -> None:
         if self._raw is not None:
-            self._moved = torch.empty_like(theta) if self._moved is None else self._moved
-            self.path.addcmul_(self._raw, torch.sub(theta, before, out=self._moved), value=-1)
+            self.path.addcmul_(self._raw, torch.sub(theta, before, out=self.parameters.scratch), value=-1)
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
