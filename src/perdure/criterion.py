@@ -56,7 +56,9 @@ class Criterion:
             outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
         columns = [allowed(source, outputs.shape[-1]) for source in sources]
         mask: Allowed = columns[0]
-        if len(columns) > 1 and any(c is not mask if isinstance(c, Tensor) or isinstance(mask, Tensor) else c != mask for c in columns):
+        if len(columns) > 1 and any(
+            c is not mask if isinstance(c, Tensor) or isinstance(mask, Tensor) else c != mask for c in columns
+        ):
             width, device = outputs.shape[-1], outputs.device
             mask = torch.cat([as_mask(c, s.size, width, device) for c, s in zip(columns, sources, strict=True)])
         return self._mean(outputs, joined_targets(sources), mask, whole)

@@ -17,8 +17,6 @@ from perdure.streams.task import Stream, Task
 if TYPE_CHECKING:
     from perdure.learner import Learner
 
-EVALUATION_BATCH = 256
-
 
 @dataclass
 class Evaluation:
@@ -42,9 +40,9 @@ class Evaluation:
 
     def add(self, view: str, predicted: Tensor | None, targets: Tensor) -> None:
         """Append one task's predictions [n] and their accuracy to a view."""
-        correct = float("nan") if predicted is None else float((predicted == targets).double().mean())
-        getattr(self, view).append(correct)
-        self.predictions[view].append(None if predicted is None else predicted.to(torch.int16).numpy())
+        columns = None if predicted is None else predicted.numpy()
+        getattr(self, view).append(float("nan") if columns is None else float((columns == targets.numpy()).mean()))
+        self.predictions[view].append(None if columns is None else columns.astype(np.int16))
 
     def scores(self, scenario: str) -> list[float]:
         """The view that belongs to a scenario."""
@@ -60,6 +58,7 @@ def evaluate(learner: Learner, stream: Stream, tasks: int | None = None) -> Eval
     """
     result = Evaluation()
     with eval_mode(learner.model):
+        batch_size = _batch_size(learner, stream)
         for task in stream:
             if tasks is not None and task.index >= tasks:
                 for view in result.predictions:
@@ -67,7 +66,7 @@ def evaluate(learner: Learner, stream: Stream, tasks: int | None = None) -> Eval
                 continue
             if task.test is None:
                 raise DataError(f"task '{task.name}' has no test examples; give the stream a test set")
-            open_view, restricted = _predictions(learner, stream, task)
+            open_view, restricted = _predictions(learner, stream, task, batch_size)
             targets = task.test.targets
             if targets.is_floating_point():
                 open_view = restricted = None  # a regression has no accuracy
@@ -77,31 +76,41 @@ def evaluate(learner: Learner, stream: Stream, tasks: int | None = None) -> Eval
     return result
 
 
-def _predictions(learner: Learner, stream: Stream, task: Task) -> tuple[Tensor | None, Tensor | None]:
+def _batch_size(learner: Learner, stream: Stream) -> int:
+    first, forward = stream[0], learner.forward
+    unknown = forward.depends_on_task and not any(column in learner.classes.seen for column in first.classes)
+    if unknown or learner.hooks["predict"] or first.test is None or not len(first.test):
+        return forward.widest_batch
+    row, _ = first.test.gather(torch.zeros(1, dtype=torch.int64))
+    return forward.batch_size(row, first.index if stream.scenario == "task" else None)
+
+
+def _predictions(learner: Learner, stream: Stream, task: Task, batch_size: int) -> tuple[Tensor | None, Tensor | None]:
     """Predicted columns [n] on the CPU in the class-incremental and the task-restricted view."""
     known = any(column in learner.classes.seen for column in task.classes)
     shared = stream.scenario == "domain"
     owner = learner.hooks["predict"]
     if not known and not shared and (owner or learner.forward.depends_on_task):
         return None, None
-    wide: list[Tensor] = []
-    narrow: list[Tensor] = []
     seen = () if shared and not known else learner.classes.seen
     columns = seen if shared else task.classes
-    open_defined = (known or shared) and not (learner.forward.depends_on_task and not owner)
     assert task.test is not None
-    for x, _, _ in task.test.ordered(EVALUATION_BATCH):
-        learner.passes["forward_rows"] += len(_)
-        if owner:
-            wide.append(owner[0].predict(x, None))
-            narrow.append(wide[-1] if shared else owner[0].predict(x, task.index))
-            continue
-        outputs = learner.forward(x, task.index if stream.scenario == "task" else None)
-        if outputs.shape[1] <= max(task.classes, default=0):
+    learner.passes["forward_rows"] += len(task.test)
+    batches = (x for x, _, _ in task.test.ordered(batch_size))
+    if owner:
+        method, told = owner[0], None if shared else task.index
+        pairs = [(wide := method.predict(x, None), wide if shared else method.predict(x, told)) for x in batches]
+        wide, narrow = (torch.cat(predicted).cpu() for predicted in zip(*pairs, strict=True))
+        return wide, narrow
+    answers: list[Tensor] = []
+    for x in batches:
+        answers.append(learner.forward(x, task.index if stream.scenario == "task" else None))
+        if answers[-1].shape[1] <= max(task.classes, default=0):
             return None, None
-        narrow.append(among(outputs, columns))
-        if open_defined:
-            wide.append(narrow[-1] if columns == seen else among(outputs, seen))
+    outputs = torch.cat(answers)
+    narrow = among(outputs, columns).cpu()
     if shared:
-        return torch.cat(narrow).cpu(), torch.cat(narrow).cpu()
-    return (torch.cat(wide).cpu() if open_defined and wide else None), torch.cat(narrow).cpu()
+        return narrow, narrow
+    if not known or learner.forward.depends_on_task:
+        return None, narrow
+    return (narrow if columns == seen else among(outputs, seen).cpu()), narrow

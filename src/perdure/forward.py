@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from perdure.batch import Batch, Source, joined
 from perdure.errors import ModelError, UsageError
-from perdure.tree import take, to_device, tree_map
+from perdure.tree import leaves, take, to_device, tree_map
+
+LARGEST_ACTIVATION = 1 << 20
+"""Bytes that the largest tensor of a pass without gradients should have at most, so that it stays in a CPU's cache."""
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -86,6 +89,33 @@ class Forward:
     def depends_on_task(self) -> bool:
         """Whether some head or method gives another answer for another task."""
         return bool(self.heads or self.activators)
+
+    @property
+    def widest_batch(self) -> int:
+        """Rows of a pass without gradients for a small model."""
+        return 256 if self.device.type == "cpu" else 1024
+
+    @torch.no_grad()
+    def batch_size(self, x: Any, task: int | None = None) -> int:
+        """Rows that a pass without gradients should have: few on a CPU if they have large activations.
+
+        `x` is one stored row, which is sent through the model once (in the mode in which it is).
+        """
+        if self.device.type != "cpu":
+            return self.widest_batch
+        sizes: list[int] = []
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            sizes.extend(leaf.nbytes // max(1, len(leaf)) for leaf in leaves(output) if leaf.dim())
+
+        handles = [module.register_forward_hook(note) for module in self.model.modules() if not any(module.children())]
+        try:
+            self(x, task)
+        finally:
+            for handle in handles:
+                handle.remove()
+        fitting = LARGEST_ACTIVATION // max(1, *sizes, *(leaf.nbytes for leaf in leaves(x)))
+        return min(max(32, 1 << fitting.bit_length() - 1 if fitting else 0), self.widest_batch)
 
     def __call__(self, x: Any, task: int | None = None) -> Tensor:
         """Outputs of stored rows `x` that all belong to `task`."""

@@ -367,10 +367,13 @@ class Learner:
         return self
 
     @torch.no_grad()
-    def outputs(self, x: Any, task: int | None = None, batch_size: int = 512) -> Tensor:
+    def outputs(self, x: Any, task: int | None = None, batch_size: int | None = None) -> Tensor:
         """Raw outputs [rows, columns] in evaluation mode, for stored rows `x`."""
         x = as_tensors(x)
         with eval_mode(self.model):
+            if batch_size is None:
+                few = rows(x) <= 32
+                batch_size = 32 if few else self.forward.batch_size(take(x, slice(0, 1)), task)
             chunks = [
                 self.forward(take(x, slice(i, i + batch_size)), task) for i in range(0, max(1, rows(x)), batch_size)
             ]
