@@ -62,7 +62,7 @@ def test_channels_last_strides_live_inside_the_vector() -> None:
 def test_growth_is_noticed_and_remapped_by_name() -> None:
     model = small()
     vector = ParameterVector(model)
-    state = torch.arange(float(len(vector)))
+    state = torch.arange(float(vector.layout.length))
     before = {name: view.clone() for name, view in vector.views(state).items()}
     old = model[2]
     model[2] = nn.Linear(5, 3)
@@ -110,7 +110,7 @@ def test_parameters_thawed_for_the_first_time_join() -> None:
     model = small()
     model[0].requires_grad_(False)
     vector = ParameterVector(model)
-    state = torch.ones(len(vector))
+    state = vector.pack({}, fill=1.0)
     model[0].requires_grad_(True)
     assert vector.changed()
     remap = vector.rebind()
@@ -129,6 +129,35 @@ def test_mask_and_pack() -> None:
     packed = vector.pack({"2.bias": torch.tensor([1.0, 2.0])})
     assert packed[vector.slices["2.bias"]].tolist() == [1, 2]
     assert packed.abs().sum() == 3
+    assert vector.pack({"2.bias": torch.zeros(2)}, fill=1.0).sum() == len(vector) - 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_every_parameter_starts_on_a_cache_line_and_what_lies_between_is_zero(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 17), nn.Linear(17, 5)).to(dtype)
+    vector = ParameterVector(model)
+    model(torch.randn(4, 3, dtype=dtype)).sum().backward()
+    gradient = vector.gather()
+    assert all(p.data_ptr() % 64 == 0 and p.grad.data_ptr() % 64 == 0 for p in model.parameters())
+    real = vector.mask()
+    assert int(real.sum()) == len(vector) == sum(p.numel() for p in model.parameters())
+    assert len(vector) < vector.layout.length == len(vector.theta)
+    for each in (vector.theta, gradient, vector.pack({}, fill=2.0)):
+        assert not each[~real].any()
+
+
+def test_a_remap_leaves_gaps_zero_whatever_it_fills_with() -> None:
+    vector = ParameterVector(small())
+    tight = Layout.from_json({"length": 5, "slots": [["0.bias", [5], [1], 0]]})
+    state = torch.arange(5.0)
+    for fill in (7.0, torch.full_like(vector.theta, 7.0)):
+        moved = Remap(tight, vector.layout)(state, fill)
+        views = vector.views(moved)
+        assert torch.equal(views["0.bias"], state)
+        assert all(bool((view == 7).all()) for name, view in views.items() if name != "0.bias")
+        assert not moved[~vector.mask()].any()
+    back = Remap(vector.layout, tight)(moved, 0.0)
+    assert torch.equal(back, state)
 
 
 def test_layout_round_trip() -> None:

@@ -81,8 +81,8 @@ def _batch_size(learner: Learner, stream: Stream) -> int:
     unknown = forward.depends_on_task and not any(column in learner.classes.seen for column in first.classes)
     if unknown or learner.hooks["predict"] or first.test is None or not len(first.test):
         return forward.widest_batch
-    row, _ = first.test.gather(torch.zeros(1, dtype=torch.int64))
-    return forward.batch_size(row, first.index if stream.scenario == "task" else None)
+    few, _ = first.test.gather(torch.arange(min(2, len(first.test))))
+    return forward.batch_size(few, first.index if stream.scenario == "task" else None)
 
 
 def _predictions(learner: Learner, stream: Stream, task: Task, batch_size: int) -> tuple[Tensor | None, Tensor | None]:

@@ -35,6 +35,8 @@ class FlatStep:
         self._states: list[dict[str, Any]] = []
         self._counts: dict[str, Tensor] = {}
         self._views: list[tuple[nn.Parameter, Tensor]] = []
+        # With an eps that is zero in the vector's type, Adam would divide 0 by 0 in the gaps between parameters.
+        self._smallest = torch.finfo(parameters.theta.dtype).tiny
         self.possible = self._check()
         if self.possible:
             views = parameters.views(parameters.theta)
@@ -72,7 +74,11 @@ class FlatStep:
             self.leave()
             return False
         group = optimizer.param_groups[0]
-        if len(optimizer.param_groups) != 1 or len(group["params"]) != len(self._views):
+        if (
+            len(optimizer.param_groups) != 1
+            or len(group["params"]) != len(self._views)
+            or group.get("eps", 1.0) < self._smallest
+        ):
             self.leave()
             return False
         if not optimizer.state and _is_bare_descent(optimizer, group) and self._descend(-group["lr"]):

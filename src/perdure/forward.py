@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from perdure.batch import Batch, Source, joined
 from perdure.errors import ModelError, UsageError
-from perdure.tree import leaves, take, to_device, tree_map
+from perdure.parameters import unwrap
+from perdure.tree import leaves, rows, take, to_device, tree_map
 
 LARGEST_ACTIVATION = 1 << 20
 """Bytes that the largest tensor of a pass without gradients should have at most, so that it stays in a CPU's cache."""
@@ -99,23 +100,27 @@ class Forward:
     def batch_size(self, x: Any, task: int | None = None) -> int:
         """Rows that a pass without gradients should have: few on a CPU if they have large activations.
 
-        `x` is one stored row, which is sent through the model once (in the mode in which it is).
+        `x` holds a few stored rows, which are sent through the model once (in the mode in which it is).
         """
         if self.device.type != "cpu":
             return self.widest_batch
-        sizes: list[int] = []
+        prepared = self.inputs(x)
+        largest = max(leaf.nbytes for leaf in leaves(prepared))
 
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            sizes.extend(leaf.nbytes // max(1, len(leaf)) for leaf in leaves(output) if leaf.dim())
+            nonlocal largest
+            largest = max(largest, *(leaf.nbytes for leaf in leaves(output)), 0)
 
-        handles = [module.register_forward_hook(note) for module in self.model.modules() if not any(module.children())]
+        model = unwrap(self.model)
+        handles = [module.register_forward_hook(note) for module in model.modules() if not any(module.children())]
         try:
-            self(x, task)
+            self.activate(task)
+            self.call(prepared, model)
         finally:
             for handle in handles:
                 handle.remove()
-        fitting = LARGEST_ACTIVATION // max(1, *sizes, *(leaf.nbytes for leaf in leaves(x)))
-        return min(max(32, 1 << fitting.bit_length() - 1 if fitting else 0), self.widest_batch)
+        fitting = LARGEST_ACTIVATION * rows(x) // max(1, largest)
+        return min(max(32, 1 << fitting.bit_length() >> 1), self.widest_batch)
 
     def __call__(self, x: Any, task: int | None = None) -> Tensor:
         """Outputs of stored rows `x` that all belong to `task`."""

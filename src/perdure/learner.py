@@ -373,7 +373,7 @@ class Learner:
         with eval_mode(self.model):
             if batch_size is None:
                 few = rows(x) <= 32
-                batch_size = 32 if few else self.forward.batch_size(take(x, slice(0, 1)), task)
+                batch_size = 32 if few else self.forward.batch_size(take(x, slice(0, 2)), task)
             chunks = [
                 self.forward(take(x, slice(i, i + batch_size)), task) for i in range(0, max(1, rows(x)), batch_size)
             ]

@@ -1,7 +1,9 @@
 """All trainable parameters as one vector.
 
 `theta` is contiguous storage; the module's parameters are views of it. After a backward pass `gather()` copies the
-gradients into a second vector `grad` of the same layout, and a method's arithmetic is written on these two.
+gradients into a second vector `grad` of the same layout, and a method's arithmetic is written on these two. A shape [P]
+is that of `theta`: between two parameters there may be a gap of a few zeros, so that each starts where its kernels are
+those of a tensor of its own. Whatever is computed from vectors must be zero where all of them are.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 from perdure.errors import ModelError
 
-# GPU kernels choose by alignment, and a tensor that a library allocates itself starts on such a boundary.
-_CUDA_ALIGNMENT_BYTES = 256
+# Kernels choose by alignment (a matrix product on a CPU rounds differently off a cache line), and torch's own tensors
+# start on these boundaries. A parameter that did not would end with other last bits than in a hand-written loop.
+_ALIGNMENT_BYTES, _CUDA_ALIGNMENT_BYTES = 64, 256
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,12 @@ class Remap:
             raise ModelError(f"a state vector has shape {tuple(vector.shape)}, the parameters had {self.old.length}")
         if self._was is not None and self._now is not None:
             vector = vector.to(self._now.device, self._now.dtype if vector.dtype == self._was.dtype else vector.dtype)
-        if isinstance(fill, Tensor):
-            moved = fill.to(vector.dtype).clone()
-        else:
-            moved = vector.new_full((self.new.length,), fill)
+        moved = vector.new_zeros(self.new.length)
         for slot in self.new:
+            if isinstance(fill, Tensor):
+                slot.view(moved).copy_(slot.view(fill))
+            else:
+                slot.view(moved).fill_(fill)
             before = self._old_slots.get(slot.name)
             if before is not None and len(before.shape) == len(slot.shape):
                 corner = tuple(slice(min(a, b)) for a, b in zip(before.shape, slot.shape, strict=True))
@@ -165,8 +169,8 @@ class ParameterVector:
         names = {id(parameter): name for name, parameter in self.members.items()}
         renamed = {name: names[id(p)] for name, p in members.items() if names.get(id(p), name) != name}
         first = next(iter(members.values()))
-        align = max(1, _CUDA_ALIGNMENT_BYTES // first.element_size()) if first.is_cuda else 1
-        layout = _lay_out(members, align)
+        boundary = _CUDA_ALIGNMENT_BYTES if first.is_cuda else _ALIGNMENT_BYTES
+        layout = _lay_out(members, boundary // first.element_size())
         previous, was = self.layout, self.theta
         theta = torch.zeros(layout.length, dtype=first.dtype, device=first.device)
         with torch.no_grad():
@@ -230,7 +234,7 @@ class ParameterVector:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Where each parameter lies in the vector."""
+        """Where each parameter lies in the vector; there may be gaps between them."""
         return {slot.name: slice(slot.offset, slot.offset + slot.size) for slot in self.layout}
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
@@ -238,18 +242,20 @@ class ParameterVector:
         return {slot.name: slot.view(vector) for slot in self.layout}
 
     def pack(self, tensors: dict[str, Tensor], fill: float = 0.0) -> Tensor:
-        """The opposite of `views`: a new vector [P] from one tensor a name; names left out get `fill`."""
-        vector = torch.full_like(self.theta, fill)
+        """The opposite of `views`: a new vector [P] from one tensor a name; names left out get `fill`, gaps zero."""
+        vector = torch.zeros_like(self.theta)
         for slot in self.layout:
             if slot.name in tensors:
                 slot.view(vector).copy_(tensors[slot.name])
+            else:
+                slot.view(vector).fill_(fill)
         return vector
 
     def mask(self, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Tensor:
         """Boolean vector [P]: true where a parameter's name matches a pattern of `include` and none of `exclude`.
 
         A pattern is a name, a prefix such as "head", or has wildcards ("*.bias"). A pattern without a match is an
-        error.
+        error. A gap is never part of the mask.
         """
         chosen = torch.zeros(self.layout.length, dtype=torch.bool, device=self.theta.device)
         for pattern in (*include, *exclude):

@@ -135,6 +135,19 @@ def test_where_bits_could_differ_it_keeps_out(make: Callable[..., torch.optim.Op
     assert learner.flat._shadow is None
 
 
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 0.0), (torch.float32, 1e-50), (torch.float64, 0.0)])
+def test_adam_without_eps_does_not_divide_zero_by_zero_between_parameters(dtype: torch.dtype, eps: float) -> None:
+    make = partial(torch.optim.Adam, lr=1e-2, eps=eps)
+    ours, theirs = model().to(dtype), model().to(dtype)
+    learner = perdure.Learner(ours, make)
+    data = [(x.to(dtype), y) for x, y in batches(5)]
+    for x, y in data:
+        learner.partial_fit(x, y)
+    by_hand(theirs, make(theirs.parameters()), data)
+    assert equal(list(ours.parameters()), list(theirs.parameters()))
+    assert not learner.parameters.theta[~learner.parameters.mask()].any()
+
+
 def test_hooks_and_schedulers_of_the_caller_still_see_every_step() -> None:
     net = model()
     own = MAKERS["sgd"](net.parameters())

@@ -1,5 +1,6 @@
 """No methods, or methods switched off, equal a hand-written PyTorch loop bit for bit; switched on, they differ."""
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -119,6 +120,39 @@ def test_no_methods_equal_a_hand_written_loop(name: str, scenario: str) -> None:
 @pytest.mark.parametrize("name", OFF)
 def test_a_method_switched_off_is_fine_tuning(name: str, optimizer: str) -> None:
     assert same(fitted([OFF[name]], OPTIMIZERS[optimizer]), fitted([], OPTIMIZERS[optimizer]))
+
+
+def random_case(seed: int, dtype: torch.dtype) -> tuple[Callable[[], nn.Module], list[tuple[Tensor, Tensor]]]:
+    """A network of random widths, often 1, and batches of a random size."""
+    draw = random.Random(seed)
+    inputs, outputs, rows = draw.randint(1, 40), draw.randint(2, 7), draw.choice([1, 3, 8, 16])
+    widths = [draw.choice([1, 1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 33, 64]) for _ in range(draw.randint(1, 3))]
+    data = torch.Generator().manual_seed(seed)
+    x, y = torch.rand(8, rows, inputs, generator=data, dtype=dtype), torch.randint(outputs, (8, rows), generator=data)
+    build = partial(perdure.models.MLP, inputs, widths, outputs, seed=seed)
+    return lambda: build().to(dtype), list(zip(x.unbind(), y.unbind(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("off", [None, *OFF])
+def test_networks_of_any_widths_equal_a_hand_written_loop(off: str | None, dtype: torch.dtype) -> None:
+    """Where a tensor starts in memory decides which kernel multiplies it, and with it the last bits."""
+    optimizers = [OPTIMIZERS[name] for name in ("sgd", "momentum", "adam", "rmsprop")]
+    for seed in range(60 if off is None else 20):
+        build, data = random_case(seed, dtype)
+        ours, theirs, make = build(), build(), optimizers[seed % len(optimizers)]
+        learner = perdure.Learner(ours, make, [] if off is None else [OFF[off]], scenario="domain")
+        reference = make(theirs.parameters())
+        for task in range(2):
+            train = data[4 * task : 4 * task + 4]
+            learner.begin_task(str(task), tuple(torch.cat(part) for part in zip(*train, strict=True)))
+            for x, y in train:
+                learner.step(x, y)
+                reference.zero_grad()
+                F.cross_entropy(theirs(x), y).backward()
+                reference.step()
+            learner.end_task()
+        assert same(ours, theirs), (seed, [tuple(p.shape) for p in theirs.parameters()])
 
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])

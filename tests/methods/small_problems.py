@@ -15,6 +15,7 @@ from perdure.batch import Batch
 from perdure.data.examples import Examples
 from perdure.methods import Method
 from perdure.models.heads import GrowingHead, MultiHead
+from perdure.parameters import ParameterVector
 from perdure.streams.task import Stream, Task
 
 FEATURES = 5
@@ -51,6 +52,20 @@ def toy_model(outputs: int = 6, head: str | None = None, norm: bool = False, see
 def weights(model: nn.Module) -> Tensor:
     """All parameters as one new vector, in the order of the module."""
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def values(parameters: ParameterVector, vector: Tensor) -> Tensor:
+    """A vector [P] without the gaps between parameters, which must be zero: as `weights` and `gradient_of` give it."""
+    real = parameters.mask()
+    assert not vector[~real].any(), "something was written between two parameters"
+    return vector[real]
+
+
+def spread(parameters: ParameterVector, values: Tensor) -> Tensor:
+    """The opposite of `values`: a vector [P]."""
+    vector = torch.zeros_like(parameters.theta, dtype=values.dtype)
+    vector[parameters.mask()] = values
+    return vector
 
 
 def same_bits(a: nn.Module, b: nn.Module) -> bool:

@@ -7,7 +7,18 @@ from functools import partial
 
 import pytest
 import torch
-from small_problems import batches, gradient_of, momentum, sgd, sgd_step, toy_model, toy_stream, weights
+from small_problems import (
+    batches,
+    gradient_of,
+    momentum,
+    sgd,
+    sgd_step,
+    spread,
+    toy_model,
+    toy_stream,
+    values,
+    weights,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,13 +59,15 @@ def test_penalty_and_gradient_equal_the_explicit_sum_over_tasks(scenario: str) -
         learner.fit_task(task, batch_size=8, epochs=2)
         columns = task.classes if scenario == "task" else None
         kept.append((fisher_by_loops(model, inputs(stream, task.index), columns), weights(model)))
-    learner.parameters.theta.add_(torch.randn(len(learner.parameters), generator=torch.Generator().manual_seed(5)))
+    noise = torch.randn(len(learner.parameters), generator=torch.Generator().manual_seed(5))
+    learner.parameters.theta.add_(spread(learner.parameters, noise))
     theta = weights(model).double().requires_grad_()
     explicit = sum((4.0 / 2 * (f.double() * (theta - a.double()) ** 2).sum() for f, a in kept), torch.zeros(()))
     (expected,) = torch.autograd.grad(explicit, theta)
     assert penalty.penalty() == pytest.approx(float(explicit.detach()), rel=1e-4)
-    gradient = torch.zeros_like(learner.parameters.theta)
-    penalty.add_gradient(gradient)
+    vector = torch.zeros_like(learner.parameters.theta)
+    penalty.add_gradient(vector)
+    gradient = values(learner.parameters, vector)
     assert torch.allclose(gradient.double(), expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
 
@@ -90,7 +103,7 @@ def test_online_importance_decays_and_its_anchor_is_the_last_task(gamma: float) 
     for task in stream:
         learner.fit_task(task, batch_size=8)
         expected = gamma * expected + fisher_by_loops(model, inputs(stream, task.index))
-        assert torch.allclose(penalty.importance, expected, rtol=1e-4, atol=1e-8)
+        assert torch.allclose(values(learner.parameters, penalty.importance), expected, rtol=1e-4, atol=1e-8)
         assert torch.equal(penalty.anchor, learner.parameters.theta)
         assert penalty.penalty() == 0.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_problems import batches, gradient_of, sgd, sgd_step, toy_model, toy_stream, weights
+from small_problems import batches, gradient_of, sgd, sgd_step, spread, toy_model, toy_stream, values, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,14 +51,17 @@ def test_all_is_one_term_a_task_around_their_mean_and_last_is_one_term() -> None
         for task in stream:
             learner.fit_task(task, batch_size=8)
             anchors.append(learner.parameters.theta.double().clone())
-        learner.parameters.theta.add_(torch.randn(len(learner.parameters), generator=torch.Generator().manual_seed(0)))
+        noise = torch.randn(len(learner.parameters), generator=torch.Generator().manual_seed(0))
+        learner.parameters.theta.add_(spread(learner.parameters, noise))
         theta = learner.parameters.theta.double()
         terms = [float(0.3 / 2 * (theta - anchor).square().sum()) for anchor in anchors]
         found[mode] = penalty.penalty()
         assert found[mode] == pytest.approx(sum(terms) if mode == "all" else terms[-1], rel=1e-5)
         mean = torch.stack(anchors).mean(0) if mode == "all" else anchors[-1]
         assert torch.allclose(penalty.anchor.double(), mean, atol=1e-6)
-        assert torch.equal(penalty.importance.unique(), torch.tensor([4.0 if mode == "all" else 1.0]))
+        assert torch.equal(
+            values(learner.parameters, penalty.importance).unique(), torch.tensor([4.0 if mode == "all" else 1.0])
+        )
     assert found["all"] > found["last"]
 
 

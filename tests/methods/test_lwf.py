@@ -15,6 +15,7 @@ from small_problems import (
     same_bits,
     sgd,
     sgd_step,
+    spread,
     toy_model,
     toy_stream,
     weights,
@@ -83,9 +84,8 @@ def test_there_is_no_term_in_the_first_task() -> None:
 def test_the_value_is_the_definition(temperature: float) -> None:
     learner, stream = second_task(LwF(strength=1.5, temperature=temperature))
     teacher = copy.deepcopy(learner.model)
-    learner.parameters.theta.add_(
-        0.3 * torch.randn(len(learner.parameters), generator=torch.Generator().manual_seed(1))
-    )
+    noise = 0.3 * torch.randn(len(learner.parameters), generator=torch.Generator().manual_seed(1))
+    learner.parameters.theta.add_(spread(learner.parameters, noise))
     x, y = batches(stream, 2)[0]
     with torch.no_grad():
         z, old = learner.model(x)[:, :4].double().numpy(), teacher(x)[:, :4].double().numpy()
@@ -103,7 +103,7 @@ def test_the_gradient_does_not_fade_with_temperature() -> None:
         learner, _ = second_task(LwF(temperature=temperature))
         teacher = copy.deepcopy(learner.model)
         draw = torch.Generator().manual_seed(1)
-        learner.parameters.theta.add_(0.3 * torch.randn(len(learner.parameters), generator=draw))
+        learner.parameters.theta.add_(spread(learner.parameters, 0.3 * torch.randn(90, generator=draw)))
         gradients.append(gradient_of(term(learner, x, y), learner.model))
     distance = learner.model(x)[:, :4] - teacher(x)[:, :4].detach()
     limit = gradient_of((distance - distance.mean(1, keepdim=True)).square().sum(1).mean() / 8, learner.model)
@@ -239,7 +239,7 @@ def test_without_rescaling_the_factor_of_the_temperature_is_gone(scenario: str) 
         learner, stream = second_task(LwF(temperature=3.0, rescale=rescale), scenario)
         learner.parameters.theta.mul_(1.3)
         # Training differs already; the value is compared on the same weights and teacher.
-        learner.parameters.theta.copy_(torch.linspace(-1, 1, len(learner.parameters)))
+        learner.parameters.theta.copy_(spread(learner.parameters, torch.linspace(-1, 1, len(learner.parameters))))
         method = learner.methods[0]
         draw = torch.Generator().manual_seed(3)
         method.teacher = {n: torch.randn(t.shape, generator=draw) for n, t in method.teacher.items()}

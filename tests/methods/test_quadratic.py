@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from small_problems import sgd, toy_model, toy_stream, weights
+from small_problems import sgd, spread, toy_model, toy_stream, values, weights
 from torch import Tensor, nn
 
 import perdure
@@ -59,11 +59,12 @@ def test_merged_anchors_equal_the_explicit_sum_over_tasks_in_any_order(dtype: to
         penalty = Given(strength=3.0)
         learner = with_penalty(penalty, nn.Linear(4, 3).to(dtype), lr=1e-9)
         for importance, anchor in order:
-            penalty.absorb(importance, anchor)
-        learner.parameters.theta.copy_(theta)
+            penalty.absorb(spread(learner.parameters, importance), spread(learner.parameters, anchor))
+        learner.parameters.theta.copy_(spread(learner.parameters, theta))
         assert penalty.penalty() == pytest.approx(float(explicit.detach()), rel=tolerance)
-        gradient = torch.zeros_like(theta)
-        penalty.add_gradient(gradient)
+        vector = torch.zeros_like(learner.parameters.theta)
+        penalty.add_gradient(vector)
+        gradient = values(learner.parameters, vector)
         scale = float(expected.abs().max())
         assert torch.allclose(gradient.double(), expected, rtol=tolerance, atol=tolerance * scale)
 
@@ -72,29 +73,29 @@ def test_injected_gradient_is_autograds_bit_for_bit_with_one_anchor() -> None:
     (importance, anchor), *_ = tasks(1, 15, torch.float32)
     penalty = Given(strength=2.0)
     learner = with_penalty(penalty, lr=1e-9)
-    penalty.absorb(importance, anchor)
-    theta = learner.parameters.theta.clone().requires_grad_()
+    penalty.absorb(spread(learner.parameters, importance), spread(learner.parameters, anchor))
+    theta = weights(learner.model).requires_grad_()
     (expected,) = torch.autograd.grad((importance * (theta - anchor) ** 2).sum(), theta)
-    gradient = torch.zeros_like(expected)
+    gradient = torch.zeros_like(learner.parameters.theta)
     penalty.add_gradient(gradient)
-    assert torch.equal(gradient, expected)
+    assert torch.equal(values(learner.parameters, gradient), expected)
 
 
 def test_penalty_and_gradient_vanish_on_the_anchor() -> None:
     penalty = Given(strength=1e6)
     learner = with_penalty(penalty, lr=1e-9)
-    penalty.absorb(torch.rand(15), learner.parameters.theta)
-    gradient = torch.zeros(15)
+    penalty.absorb(spread(learner.parameters, torch.rand(15)), learner.parameters.theta)
+    gradient = torch.zeros_like(learner.parameters.theta)
     penalty.add_gradient(gradient)
     assert penalty.penalty() == 0.0
-    assert torch.equal(gradient, torch.zeros(15))
+    assert not gradient.any()
 
 
 def test_nothing_that_was_absorbed_is_kept_or_changed() -> None:
-    given = tasks(2, 15, torch.float32)
-    copies = [(f.clone(), a.clone()) for f, a in given]
     penalty = Given()
     learner = with_penalty(penalty, lr=1e-9)
+    given = [tuple(spread(learner.parameters, v) for v in pair) for pair in tasks(2, 15, torch.float32)]
+    copies = [(f.clone(), a.clone()) for f, a in given]
     for importance, anchor in given:
         penalty.absorb(importance, anchor)
     state = penalty.importance.clone(), penalty.anchor.clone()
@@ -128,13 +129,13 @@ def test_the_proximal_step_shrinks_the_distance_by_one_plus_a_however_stiff() ->
     penalty = Given(strength=100.0, solver="prox")
     learner = with_penalty(penalty)  # rate 0.1: a = 0, 10 and 100
     anchor = torch.randn(15)
-    penalty.absorb(importance, anchor)
-    distance = learner.parameters.theta - anchor
+    penalty.absorb(spread(learner.parameters, importance), spread(learner.parameters, anchor))
+    distance = weights(learner.model) - anchor
     for power in range(1, 4):
         learner.begin_task("again") if learner.task is None else None
         learner.step(torch.ones(2, 4), torch.zeros(2))
         expected = distance / (1 + 0.1 * 100 * importance) ** power
-        assert torch.allclose(learner.parameters.theta - anchor, expected, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(weights(learner.model) - anchor, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_steps_diverge_where_proximal_steps_do_not_and_that_is_said() -> None:
@@ -142,15 +143,17 @@ def test_gradient_steps_diverge_where_proximal_steps_do_not_and_that_is_said() -
     for solver in ("grad", "prox"):
         penalty = Given(strength=30.0, solver=solver)
         learner = with_penalty(penalty)
+        parameters = learner.parameters
+        ones, anchor = parameters.pack({}, fill=1.0), spread(parameters, weights(learner.model) + 1)
         if solver == "grad":
             with pytest.warns(PerdureWarning, match="reaches 3"):
-                penalty.absorb(torch.ones(15), learner.parameters.theta + 1)
+                penalty.absorb(ones, anchor)
         else:
-            penalty.absorb(torch.ones(15), learner.parameters.theta + 1)
+            penalty.absorb(ones, anchor)
         learner.begin_task("b")
         for _ in range(50):
             learner.step(torch.ones(2, 4), torch.zeros(2))
-        found[solver] = float((learner.parameters.theta - penalty.anchor).abs().max())
+        found[solver] = float((parameters.theta - penalty.anchor).abs().max())
     assert found["grad"] > 1e14
     assert found["prox"] < 1e-6
 
@@ -165,7 +168,7 @@ def test_both_solvers_have_the_closed_form_as_fixed_point_under_plain_sgd(solver
     learner = perdure.Learner(
         model, sgd, [penalty], criterion=lambda outputs, targets: 0.5 * (outputs - targets).square().sum(1)
     )
-    penalty.absorb(importance, anchor)
+    penalty.absorb(spread(learner.parameters, importance), spread(learner.parameters, anchor))
     learner.begin_task("b")
     for _ in range(800):
         learner.step(x, y)
@@ -187,14 +190,14 @@ def test_the_proximal_step_uses_each_groups_rate_and_leaves_frozen_and_anchored_
 
     penalty = Given(strength=2.0, solver="prox")
     learner = perdure.Learner(model, groups, [penalty], criterion=lambda outputs, y: outputs.sum(1) * 0.0)
-    anchor = learner.parameters.theta + 1
-    anchor[6:8] = learner.parameters.theta[6:8]
-    penalty.absorb(torch.ones(14), anchor)
-    before = learner.parameters.theta.clone()
+    before = weights(model)
+    anchor = before + 1
+    anchor[6:8] = before[6:8]
+    penalty.absorb(learner.parameters.pack({}, fill=1.0), spread(learner.parameters, anchor))
     model[2].weight.requires_grad_(False)
     learner.begin_task("b")
     learner.step(torch.ones(2, 3), torch.zeros(2))
-    theta = learner.parameters.theta
+    theta = weights(model)
     assert torch.allclose(theta[:6] - anchor[:6], (before - anchor)[:6] / 2, atol=1e-6)
     assert torch.equal(theta[6:8], before[6:8])
     assert torch.allclose(theta[8:10] - anchor[8:10], (before - anchor)[8:10] / 1.2, atol=1e-6)

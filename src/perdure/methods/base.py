@@ -70,7 +70,8 @@ class Method:
     distils_current
         Its `loss` reads the outputs of the current rows.
     aligned
-        Attributes that are vectors [P] like `theta`, each with the fill of new entries: a number or "theta".
+        Attributes that are vectors [P] like `theta`, zero in the gaps between parameters, each with the fill of new
+        entries: a number or "theta".
     transient
         Attributes that are caches and are not saved.
     """
@@ -232,7 +233,7 @@ class Method:
                 setattr(self, name, _placed(value, self.parameters.theta.device))
 
     def memory_bytes(self) -> int:
-        """Bytes of state: vectors, buffers, teachers."""
+        """Bytes of state as it is held: vectors with the gaps between parameters, buffers, teachers."""
         return sum(_bytes(getattr(self, name)) for name in self._state_names())
 
 

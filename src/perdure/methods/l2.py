@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from perdure.methods.base import check_choice
 from perdure.methods.quadratic import AnchoredPenalty
 from perdure.registry import register
@@ -43,7 +41,8 @@ class L2(AnchoredPenalty):
 
     def end_task(self, task: Task) -> None:
         theta = self.parameters.theta
+        ones = self.parameters.pack({}, fill=1.0)
         if self.mode == "all":
-            self.absorb(torch.ones_like(theta), theta)
+            self.absorb(ones, theta)
         else:
-            self.replace(torch.ones_like(theta), theta.clone())
+            self.replace(ones, theta.clone())

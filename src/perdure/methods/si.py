@@ -101,7 +101,8 @@ class SI(AnchoredPenalty):
     def end_task(self, task: Task) -> None:
         theta = self.parameters.theta
         assert self.anchor is not None
-        gained = self.path / ((theta - self.anchor) ** 2 + self.xi)
+        # Where xi is too small for the vector's type, what has not moved, gaps included, would be 0 / 0.
+        gained = self.path / ((theta - self.anchor) ** 2 + self.xi).clamp_min(torch.finfo(theta.dtype).tiny)
         if self.clamp:
             gained = torch.relu(gained)
         self.path.zero_()

@@ -88,6 +88,8 @@ class MethodSuite:
         for attribute in learner.methods[0].aligned:
             vector = getattr(learner.methods[0], attribute)
             assert vector is None or vector.shape == learner.parameters.theta.shape, attribute
+            gaps = ~learner.parameters.mask()
+            assert vector is None or not vector[gaps].any(), f"{attribute} is not zero between two parameters"
 
     def test_training_mode_and_running_statistics_are_left_alone_between_tasks(self) -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))
