@@ -1,13 +1,14 @@
 # Everything is installed into .venv; the only requirements are Python 3.11 or newer and make.
 PYTHON ?= python3
 VENV := .venv
+AVALANCHE := .venv-avalanche
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test lint reproduce bench crash clean
+.PHONY: help demo test lint reproduce bench bench-avalanche crash clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/demo  ## compare five methods on the embedded digits: table, plot and report, offline
 	$(BIN)/perdure compare --out runs/demo
@@ -28,11 +29,14 @@ reproduce: $(VENV)/demo  ## published tables on real data (PERDURE_DATA, or afte
 bench: $(VENV)/demo  ## speed as ratios to a hand-written loop
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
+bench-avalanche: $(AVALANCHE)/ready  ## speed beside Avalanche, which gets an environment of its own
+	OMP_NUM_THREADS=1 $(AVALANCHE)/bin/python -m benchmarks.avalanche
+
 crash: $(VENV)/demo  ## kill runs at random moments, resume them, compare every bit: minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash
 
-clean:  ## remove the virtual environment and runs
-	rm -rf $(VENV) runs
+clean:  ## remove the virtual environments and runs
+	rm -rf $(VENV) $(AVALANCHE) runs
 
 # torch comes first and pinned: a looser requirement would take a build with gigabytes of GPU libraries.
 $(VENV)/torch: constraints.txt
@@ -51,4 +55,13 @@ $(VENV)/test: $(VENV)/demo
 
 $(VENV)/lint: $(VENV)/test
 	$(PIP) install -c constraints.txt -e '.[lint]'
+	@touch $@
+
+# torchvision without what it asks for: that would replace torch by the build that its wheel was made with.
+$(AVALANCHE)/ready: BIN := $(AVALANCHE)/bin
+$(AVALANCHE)/ready: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(AVALANCHE)
+	$(PIP) install -c constraints.txt torch==2.13.0
+	$(PIP) install --no-deps torchvision==0.28.0
+	$(PIP) install -c constraints.txt avalanche-lib==0.6.0 -e .
 	@touch $@
