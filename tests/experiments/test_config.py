@@ -54,6 +54,9 @@ def test_hyphens_and_underscores_are_the_same() -> None:
 def test_the_learning_rate_follows_the_optimizer_unless_it_is_given() -> None:
     assert make(["train.optimizer=adam"]).train.lr == 1e-3
     assert make(["train.optimizer=sgd"]).train.lr == 0.05
+    assert make([]).train.fused is True, "the preset's own optimizer is fused"
+    assert make(["train.fused=false"]).train.fused is False
+    assert make(["train.optimizer=rmsprop"]).train.fused is False, "torch has no fused one"
     assert make(["train.optimizer=sgd", "train.lr=0.02"]).train.lr == 0.02
 
 

@@ -179,6 +179,31 @@ def test_logits_widen_when_a_head_grows_and_remember_how_many_columns_were_valid
     buffer.update(torch.tensor([0]), {"logits": torch.full((1, 4), 8.0)})
     assert buffer.view("valid")[0] == 4
     assert buffer.view("logits")[0].tolist() == [8, 8, 8, 8, 0]
+    drawn = buffer.sample(8)
+    assert torch.equal(drawn["valid"], buffer.view("valid")[drawn["slot"]])
+
+
+def test_how_many_columns_are_valid_is_read_only_where_rows_differ_in_it():
+    buffer, narrow = Buffer(10), Buffer(10)
+    for each, width in ((buffer, 3), (narrow, 2)):
+        each.add({"y": torch.zeros(4), "logits": torch.zeros(4, width)})
+    assert "valid" not in buffer.sample(2)
+    saved = Buffer(10)
+    buffer.merge(narrow)
+    assert "valid" in buffer.sample(2)
+    saved.load_state_dict(buffer.state_dict())
+    assert "valid" in saved.sample(2)
+
+
+def test_a_plain_int_is_the_value_of_every_row():
+    one, other = Buffer(5, seed=3), Buffer(5, seed=3)
+    for start in range(0, 40, 8):
+        x = torch.arange(start, start + 8)
+        one.add({"x": x, "task": start})
+        other.add({"x": x, "task": torch.full((8,), start)})
+    assert torch.equal(one.view("x"), other.view("x"))
+    assert torch.equal(one.view("task"), other.view("task"))
+    assert torch.equal(one.view("task"), one.view("x") // 8 * 8)
 
 
 def test_no_graph_is_kept():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -285,3 +285,45 @@ def test_the_order_of_the_models_parameters_does_not_matter(solver: str) -> None
             learner.fit_task(stream[index], batch_size=8)
         found.append(model.state_dict())
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*each pull the same weights")
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.Adam, lr=0.01)])
+@pytest.mark.parametrize("head", ["growing", "multi"])
+def test_a_gradient_that_starts_as_the_penalty_has_the_bits_of_one_that_it_is_added_to(
+    optimizer: Any, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With idle heads too, whose gradient must stay missing, and with a second penalty behind the first."""
+
+    def trained(starts: bool) -> tuple[Tensor, int]:
+        started = 0
+
+        class Counted(EWC):
+            def start_gradient(self, grad: Tensor) -> bool:
+                nonlocal started
+                wrote = starts and super().start_gradient(grad)
+                started += wrote
+                return wrote
+
+        stream = toy_stream("task" if head == "multi" else "class")
+        methods = [Counted(strength=5.0), L2(strength=0.5, mode="all")]
+        learner = perdure.Learner(toy_model(head=head), optimizer, methods)
+        learner.adopt(stream)
+        for task in stream:
+            learner.fit_task(task, batch_size=8)
+        return learner.parameters.theta, started
+
+    (fast, used), (slow, unused) = trained(True), trained(False)
+    assert torch.equal(fast, slow)
+    assert used > 0 == unused
+
+
+@pytest.mark.filterwarnings("ignore:.*each pull the same weights")
+def test_a_gradient_does_not_start_as_the_penalty_where_somebody_has_to_see_it_without() -> None:
+    def starter(*methods: AnchoredPenalty, **options: Any) -> Any:
+        return perdure.Learner(toy_model(), methods=list(methods), **options)._starter
+
+    assert starter(L2()) is not None
+    assert starter(L2(), SI()) is None, "SI reads the gradient of the loss alone"
+    assert starter(L2(), micro_batches=2) is None
+    assert starter(L2(), precision="float16") is None

@@ -17,6 +17,7 @@ from importlib.metadata import version as version_of
 
 from cyclopts import App, CycloptsError
 
+from perdure.cli.allocator import keep_freed_memory
 from perdure.cli.compare import compare
 from perdure.cli.data import data
 from perdure.cli.explain import explain
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["explain", "no-such-method"])
     2
     """
+    keep_freed_memory()
     with _warnings_as_lines():
         try:
             app(argv, exit_on_error=False, print_error=False, result_action="return_value")

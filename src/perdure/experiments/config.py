@@ -27,7 +27,8 @@ class Train:
     """How every task is trained: the arguments of `Learner` and `Learner.fit`, and the optimizer.
 
     `steps` counts updates a task and replaces `epochs`; `lr` left out is that of the preset, or the usual one
-    of another optimizer; without `eval_future` tasks are evaluated only once they have come.
+    of another optimizer; `fused` (torch's one kernel for the whole step) left out is true where the preset names it, with
+    the preset's optimizer; without `eval_future` tasks are evaluated only once they have come.
     """
 
     epochs: int = 1
@@ -37,7 +38,7 @@ class Train:
     lr: float | None = None
     momentum: float = 0.0
     weight_decay: float = 0.0
-    fused: bool = False
+    fused: bool | None = None
     reset_optimizer: bool = False
     drop_last: bool = False
     clip_norm: float | None = None
@@ -124,9 +125,11 @@ class Experiment:
         model["name"] = str(model["name"]).replace("-", "_")
 
         train = into(Train, preset.train | sections["train"], "train")
+        presets_own = train.optimizer == preset.train["optimizer"]
         if train.lr is None:
-            usual = preset.lr if train.optimizer == preset.train["optimizer"] else DEFAULT_RATES[train.optimizer]
-            train = dataclasses.replace(train, lr=usual)
+            train = dataclasses.replace(train, lr=preset.lr if presets_own else DEFAULT_RATES[train.optimizer])
+        if train.fused is None:
+            train = dataclasses.replace(train, fused=presets_own and preset.fused)
         defaults = preset.model if model["name"] == preset.model["name"] else {}
         part = _part(models, defaults | model, "model", leave_out=GIVEN_TO_MODELS)
         return cls(
