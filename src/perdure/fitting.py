@@ -241,7 +241,7 @@ class _Run:
         batches = islice(self.stream.plan(task, **plan), position.step, None)
         clock = shown = time.perf_counter()
         loss = None
-        for x, y, index in task.train.batches(batches):
+        for x, y, index in task.train.batches(batches, position.step):
             learner.progress = position.step / total
             loss = learner.step(x, y, index=index, first_pass=position.step < per_pass)
             position.step += 1

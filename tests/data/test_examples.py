@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,33 @@ def test_batches_follow_the_plan_and_keep_bytes(examples: Examples) -> None:
         assert torch.equal(batch_rows, rows)
         assert torch.equal(batch_x, x[11 - rows])
         assert torch.equal(batch_y, y[11 - rows])
+
+
+class Noisy(Pairs):
+    """Every item is noise from the three global generators."""
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return torch.stack([torch.rand(()), torch.tensor(np.random.rand()), torch.tensor(random.random())]), row
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_items_draw_at_random_belongs_to_the_stream(workers: int) -> None:
+    plan = [torch.tensor([3, 0]), torch.tensor([3, 0]), torch.tensor([1])]
+    examples = DatasetExamples(Noisy(*sample()), torch.zeros(12, dtype=torch.int64), workers=workers)
+    alone = [x for x, _, _ in examples.batches(plan)]
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    beside = []
+    for x, _, _ in examples.batches(plan):
+        beside.append(x)
+        torch.rand(7), np.random.rand(7), random.random()
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+    assert len(torch.cat(alone).unique()) == 15, "the same rows are drawn for anew in every pass"
+    resumed = [x for x, _, _ in examples.batches(plan[1:], 1)]
+    assert all(torch.equal(a, b) for a, b in zip(alone[1:], resumed, strict=True))
+    torch.set_rng_state(states[0])
+    next(iter(examples.batches(plan)))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert states[1] != np.random.get_state()[1].tolist() or states[2] != random.getstate()
 
 
 def test_ordered_covers_every_row_once_in_order(examples: Examples) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
+from perdure.data.items import Items
 from perdure.data.source import read_path
 from perdure.data.validation import check_inputs, check_targets
 from perdure.errors import DataError
@@ -89,14 +90,17 @@ class Examples:
         change = "" if self.transform is None else f", {describe(self.transform)}"
         return f"{type(self).__name__}({len(self):,} rows{change})"
 
-    def gather(self, rows: Tensor) -> tuple[Any, Tensor]:
-        """Return the raw inputs (stored dtype, transformed) and targets of `rows`, int64 [b], on the CPU."""
+    def gather(self, rows: Tensor, number: int = 0) -> tuple[Any, Tensor]:
+        """Return the raw inputs (stored dtype, transformed) and targets of `rows`, int64 [b], on the CPU.
+
+        `number` is that of the batch in its plan: items that are drawn at random are others in every batch.
+        """
         index = rows if self.rows is None else self.rows.index_select(0, rows)
         x = self.x.index_select(0, index) if isinstance(self.x, Tensor) else take(self.x, index)
         return x if self.transform is None else self.transform(x), self.targets.index_select(0, rows)
 
-    def batches(self, plan: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        """Yield x, y and rows for each index tensor of `plan`."""
+    def batches(self, plan: Iterable[Tensor], first: int = 0) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """Yield x, y and rows for each index tensor of `plan`, whose first batch is number `first` of the whole."""
         if self.rows is None and self.transform is None and isinstance(self.x, Tensor):
             x, y = self.x, self.targets
             for rows in plan:
@@ -156,6 +160,9 @@ class Examples:
 class DatasetExamples(Examples):
     """The examples of any map-style `Dataset` whose items are pairs (x, y), read when they are needed.
 
+    What its items draw at random (augmentation) depends on the batch alone, its rows and its place in the plan, so that
+    methods and models that draw random numbers too change nothing about the stream.
+
     Parameters
     ----------
     dataset
@@ -182,22 +189,22 @@ class DatasetExamples(Examples):
         super().__init__(dataset, _targets_of(dataset) if y is None else y, transform=transform, rows=rows)
         self.workers = workers
 
-    def gather(self, rows: Tensor) -> tuple[Any, Tensor]:
+    def gather(self, rows: Tensor, number: int = 0) -> tuple[Any, Tensor]:
         """Read, collate and transform the items of `rows`, int64 [b]; return them and their targets."""
-        x = _collate_inputs([self.x[index] for index in self._index(rows)])
+        x = _collate_inputs(Items(self.x).__getitems__([number, *self._index(rows)]))
         return x if self.transform is None else self.transform(x), self.targets.index_select(0, rows)
 
-    def batches(self, plan: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    def batches(self, plan: Iterable[Tensor], first: int = 0) -> Iterator[tuple[Any, Tensor, Tensor]]:
         """Yield x, y and rows for each index tensor of `plan`, read through a `DataLoader`."""
         waiting: deque[Tensor] = deque()
 
         def sampler() -> Iterator[list[int]]:
-            for rows in plan:
+            for number, rows in enumerate(plan, first):
                 waiting.append(rows)
-                yield self._index(rows)
+                yield [number, *self._index(rows)]
 
         loader = DataLoader(
-            self.x,
+            Items(self.x),
             batch_sampler=_Once(sampler()),
             collate_fn=_collate_inputs,
             num_workers=self.workers,

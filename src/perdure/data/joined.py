@@ -40,20 +40,20 @@ class JoinedExamples(Examples):
         assert self.rows is not None
         return torch.searchsorted(self.ends, self.rows.index_select(0, rows), right=True)
 
-    def gather(self, rows: Tensor) -> tuple[Any, Tensor]:
+    def gather(self, rows: Tensor, number: int = 0) -> tuple[Any, Tensor]:
         assert self.rows is not None
         index, owners, found, order = self.rows.index_select(0, rows), self.owners(rows), [], []
-        for number in torch.unique(owners).tolist():
-            chosen = (owners == number).nonzero()[:, 0]
-            start = 0 if number == 0 else int(self.ends[number - 1])
-            found.append(self.parts[number].gather(index[chosen] - start)[0])
+        for owner in torch.unique(owners).tolist():
+            chosen = (owners == owner).nonzero()[:, 0]
+            start = 0 if owner == 0 else int(self.ends[owner - 1])
+            found.append(self.parts[owner].gather(index[chosen] - start, number)[0])
             order.append(chosen)
         x = take(cat(found), torch.cat(order).argsort())
         return x if self.transform is None else self.transform(x), self.targets.index_select(0, rows)
 
-    def batches(self, plan: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        for rows in plan:
-            yield *self.gather(rows), rows
+    def batches(self, plan: Iterable[Tensor], first: int = 0) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        for number, rows in enumerate(plan, first):
+            yield *self.gather(rows, number), rows
 
     def fingerprint(self) -> str:
         return "+".join(part.fingerprint() for part in self.parts)

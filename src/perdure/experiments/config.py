@@ -27,8 +27,8 @@ class Train:
     """How every task is trained: the arguments of `Learner` and `Learner.fit`, and the optimizer.
 
     `steps` counts updates a task and replaces `epochs`; `lr` left out is that of the preset, or the usual one
-    of another optimizer; `fused` (torch's one kernel for the whole step) left out is true where the preset names it, with
-    the preset's optimizer; without `eval_future` tasks are evaluated only once they have come.
+    of another optimizer; `fused` (torch's one kernel a step) left out is true where the preset names it, with the
+    preset's optimizer; without `eval_future` tasks are evaluated only once they have come.
     """
 
     epochs: int = 1
