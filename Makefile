@@ -26,11 +26,12 @@ PROTOCOLS := der-split-mnist der-permuted-mnist vandeven-split-mnist
 reproduce: $(VENV)/demo  ## published tables on real data (PERDURE_DATA, or after 'perdure data get mnist'): hours
 	$(BIN)/perdure reproduce $(PROTOCOLS) --out docs/reproduced.md
 
-bench: $(VENV)/demo  ## speed as ratios to a hand-written loop
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+bench: $(VENV)/demo bench-avalanche  ## speed as ratios to loops by hand and to Avalanche: docs/performance.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --avalanche runs/avalanche.json --out docs/performance.md
 
-bench-avalanche: $(AVALANCHE)/ready  ## speed beside Avalanche, which gets an environment of its own
-	OMP_NUM_THREADS=1 $(AVALANCHE)/bin/python -m benchmarks.avalanche
+bench-avalanche: $(AVALANCHE)/ready  ## speed beside Avalanche alone, which gets an environment of its own
+	mkdir -p runs
+	OMP_NUM_THREADS=1 $(AVALANCHE)/bin/python -m benchmarks.avalanche --json runs/avalanche.json
 
 crash: $(VENV)/demo  ## kill runs at random moments, resume them, compare every bit: minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crash

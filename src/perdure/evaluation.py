@@ -41,7 +41,8 @@ class Evaluation:
     def add(self, view: str, predicted: Tensor | None, targets: Tensor) -> None:
         """Append one task's predictions [n] and their accuracy to a view."""
         columns = None if predicted is None else predicted.numpy()
-        getattr(self, view).append(float("nan") if columns is None else float((columns == targets.numpy()).mean()))
+        correct = float("nan") if columns is None else np.count_nonzero(columns == targets.numpy()) / len(columns)
+        getattr(self, view).append(correct)
         self.predictions[view].append(None if columns is None else columns.astype(np.int16))
 
     def scores(self, scenario: str) -> list[float]:

@@ -111,15 +111,11 @@ class Examples:
 
     def ordered(self, batch_size: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
         """Yield x, y and rows of all examples in row order, once."""
-        plan = torch.split(torch.arange(len(self)), batch_size)
-        return self.batches(plan) if self.rows is not None else self._slices(plan)
-
-    def _slices(self, plan: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        start = 0
-        for rows in plan:
-            where = slice(start, start := start + len(rows))
-            x = take(self.x, where)
-            yield x if self.transform is None else self.transform(x), self.targets[where], rows
+        every = torch.arange(len(self))
+        for start in range(0, len(self), batch_size):
+            where = slice(start, start + batch_size)
+            x = take(self.x, where if self.rows is None else self.rows[where])
+            yield x if self.transform is None else self.transform(x), self.targets[where], every[where]
 
     def subset(self, rows: Tensor) -> Examples:
         """Return the examples of `rows`, int64 [m], in that order, sharing the inputs."""
@@ -215,8 +211,9 @@ class DatasetExamples(Examples):
             rows = waiting.popleft()
             yield x if self.transform is None else self.transform(x), self.targets.index_select(0, rows), rows
 
-    def _slices(self, plan: Iterable[Tensor]) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        return self.batches(plan)
+    def ordered(self, batch_size: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        """Yield x, y and rows of all examples in row order, once."""
+        return self.batches(torch.split(torch.arange(len(self)), batch_size))
 
     def fingerprint(self) -> str:
         """Return a short digest of the data set's class, its length and its targets; items are not read."""

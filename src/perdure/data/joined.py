@@ -55,6 +55,9 @@ class JoinedExamples(Examples):
         for number, rows in enumerate(plan, first):
             yield *self.gather(rows, number), rows
 
+    def ordered(self, batch_size: int) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        return self.batches(torch.split(torch.arange(len(self)), batch_size))
+
     def fingerprint(self) -> str:
         return "+".join(part.fingerprint() for part in self.parts)
 

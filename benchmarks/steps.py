@@ -1,0 +1,73 @@
+"""What a training step costs with each method, against loops by hand that do the same arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+import perdure
+from benchmarks.cases import Case, bare, bare_derpp
+from benchmarks.rows import Row
+from benchmarks.timing import interleave
+from perdure.methods import AGEM, EWC, L2, SI, DERpp, LwF, Method, Replay
+
+
+def learner(case: Case, methods: list[Method], finished: int = 1) -> Callable[[], None]:
+    """The loop through a learner that has `finished` tasks behind it and is inside the next."""
+    made = perdure.Learner(case.build(), partial(torch.optim.SGD, lr=0.01), methods)
+    rows = slice(0, 256)
+    for number in range(finished):
+        made.fit_task(str(number), (case.x[rows], case.y[rows]), batch_size=case.batch)
+    made.begin_task("now", (case.x, case.y))
+    plan = case.plan()
+
+    def run() -> None:
+        for index in plan:
+            made.step(case.x.index_select(0, index), case.y.index_select(0, index), index=index)
+
+    return run
+
+
+def variants(case: Case) -> dict[str, Callable[[], object]]:
+    return {
+        "bare": bare(case),
+        "bare twice": bare(case, 2),
+        "bare thrice": bare(case, 3),
+        "bare derpp": bare_derpp(case),
+        "none": learner(case, []),
+        "l2": learner(case, [L2(strength=1e-3)]),
+        "ewc": learner(case, [EWC(strength=1e-3)], finished=10),
+        "si": learner(case, [SI(strength=1e-3)]),
+        "lwf": learner(case, [LwF(strength=1e-3)]),
+        "agem": learner(case, [AGEM(per_task=256, batch_size=case.batch)]),
+        "replay": learner(case, [Replay(capacity=200)]),
+        "derpp": learner(case, [DERpp(capacity=200, forward="joint")]),
+    }
+
+
+def rows(case: Case) -> Iterator[Row]:
+    runs = variants(case)
+    convolutional = case.layout == torch.channels_last
+    if convolutional:
+        runs["bare NCHW"] = bare(case, layout=torch.contiguous_format)
+    seconds = interleave(runs)
+    own, double, triple = "own fine-tuning", "by hand, twice the batch", "by hand, three times the batch"
+    table = [
+        ("fine-tuning (no methods)", "none", "by hand", "bare", 0.95 if case.name == "MLP100" else 1.02),
+        ("L2", "l2", own, "none", 1.10),
+        ("EWC, 10 tasks", "ewc", own, "none", 1.10),
+        ("EWC, 10 tasks", "ewc", "by hand", "bare", None),
+        ("SI, with its penalty", "si", own, "none", 1.25),
+        ("SI, with its penalty", "si", "by hand", "bare", None),
+        ("Replay", "replay", double, "bare twice", 1.06),
+        ("DER++", "derpp", triple, "bare thrice", 1.08),
+        ("DER++", "derpp", "DER++ by hand", "bare derpp", None),
+        ("LwF", "lwf", own, "none", None),
+        ("A-GEM", "agem", own, "none", None),
+    ]
+    for what, variant, base, loop, goal in table:
+        yield Row.of(case.name, what, base, seconds, (variant, loop), goal)
+    if convolutional:
+        yield Row.of(case.name, "fine-tuning (no methods)", "by hand, NCHW", seconds, ("none", "bare NCHW"), 0.75)
