@@ -22,7 +22,19 @@ def test_every_exported_name_exists_and_is_listed(module: object) -> None:
 def test_importing_perdure_imports_nothing_else() -> None:
     script = "import sys; before = set(sys.modules); import perdure; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    heavy = {"torch", "numpy", "yaml", "cattrs", "cyclopts", "rich", "matplotlib", "pandas", "PIL", "safetensors"}
+    heavy = {
+        "torch",
+        "numpy",
+        "yaml",
+        "cattrs",
+        "joblib",
+        "cyclopts",
+        "rich",
+        "matplotlib",
+        "pandas",
+        "PIL",
+        "safetensors",
+    }
     assert not {name.split(".")[0] for name in done.stdout.split()} & heavy
 
 

@@ -90,6 +90,11 @@ class Registry:
                 )
         return self._entries[key]
 
+    def additions(self) -> list[Any]:
+        """Entries that neither come with the library nor are installed."""
+        known = {*self._modules, *self._installed()}
+        return [entry for name, entry in self._entries.items() if name not in known]
+
     def _installed(self) -> dict[str, Any]:
         if self._entry_points is None:
             group = f"perdure.{self.kind.replace(' ', '')}s"
@@ -143,6 +148,12 @@ datasets = Registry(
     "data set",
     dict.fromkeys(("digits", "mnist", "fashion_mnist", "cifar10", "cifar100"), "perdure.data.catalog"),
 )
+
+
+def homes_of_additions() -> set[str]:
+    """Modules that registered names by hand: a process that has not imported them does not know those names."""
+    return {_home(entry)[0] for each in (methods, benchmarks, models, datasets) for entry in each.additions()}
+
 
 register = methods.register
 """`@register("l2")` on a method class; benchmarks, models and data sets use their own registry's decorator."""

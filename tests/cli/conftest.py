@@ -64,14 +64,14 @@ class Process(subprocess.Popen[str]):
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts the command in a process of its own, in an empty folder and without data sets."""
     started: list[Process] = []
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(cli.__file__).parents[2]),
-        "PERDURE_DATA": str(tmp_path / "no-data"),
-        "OMP_NUM_THREADS": "1",
-    }
 
     def start(*argv: str, **options: Any) -> Process:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(cli.__file__).parents[2]),
+            "PERDURE_DATA": str(tmp_path / "no-data"),
+            "OMP_NUM_THREADS": "1",
+        }
         words = [sys.executable, "-m", "perdure", *argv]
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(Process(words, cwd=tmp_path, env=environment, **options))

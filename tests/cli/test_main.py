@@ -29,11 +29,11 @@ def test_every_command_explains_itself(perdure: Command, name: str) -> None:
     assert outcome.err == ""
 
 
-def test_help_needs_neither_torch_nor_numpy() -> None:
+def test_help_needs_neither_torch_nor_numpy_nor_joblib() -> None:
     script = (
         "import sys\nfrom perdure.cli import main\n"
         f"for name in {COMMANDS!r}:\n    main([*name.split(), '--help'])\n"
-        "assert not {'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "assert not {'torch', 'numpy', 'pandas', 'matplotlib', 'joblib'} & set(sys.modules)\n"
     )
     source = str(Path(cli.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": source}
@@ -124,6 +124,22 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_can_be_continued(start: Start, tmp
     whole = start(*words[:-2], "--json").outcome()
     assert resumed.code == whole.code == 0
     assert resumed.json["matrix"] == whole.json["matrix"]
+
+
+def test_ctrl_c_in_processes_says_how_to_go_on_too(start: Start, tmp_path: Path) -> None:
+    words = ["run", "-m", "replay", "--set", "train.epochs=60", "--set", "model.hidden=[16]", "--seeds", "2"]
+    process = start(*words, "--jobs", "2", "--out", "a", start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("a/seed-*/checkpoint/*/state.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    outcome = process.outcome()
+    assert outcome.code == 130
+    assert outcome.sentence == "interrupted; continue with: perdure run --resume a"
+    resumed = start("run", "--resume", "a", "--jobs", "2", "--json").outcome()
+    whole = start(*words, "--jobs", "1", "--json").outcome()
+    assert resumed.code == whole.code == 0
+    assert [run["matrix"] for run in resumed.json["runs"]] == [run["matrix"] for run in whole.json["runs"]]
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(start: Start, tmp_path: Path) -> None:

@@ -44,6 +44,26 @@ def test_several_seeds_are_runs_with_mean_std_and_interval(perdure: Command) -> 
     assert perdure("run", "--resume", "a", "--json").json == found
 
 
+def test_seeds_by_name_in_processes_are_those_one_after_the_other(perdure: Command) -> None:
+    words = ("run", *SHORT, "-m", "replay", "--seeds", "3,1")
+    spread = perdure(*words, "--jobs", "2", "--json", "--out", "a")
+    assert spread.code == 0, spread.err
+    alone = perdure(*words, "--jobs", "1", "--json")
+    assert [run["seed"] for run in spread.json["runs"]] == [3, 1]
+    assert [run["matrix"] for run in spread.json["runs"]] == [run["matrix"] for run in alone.json["runs"]]
+    lines = spread.err.splitlines()
+    assert sorted(line.split(":")[0] for line in lines[:2]) == ["replay, seed 1", "replay, seed 3"]
+    assert lines[1].endswith("(2 of 2)")
+    assert "seed 3: after task 5 of 5" in alone.err
+
+
+def test_processes_take_the_threads_that_are_given_and_one_otherwise(perdure: Command) -> None:
+    words = ("run", "--set", "model.name=small_cnn", "--set", "train.steps=1", "--seeds", "2", "--jobs")
+    for number, (jobs, more, threads) in enumerate((("2", (), 1), ("1", (), 1), ("2", ("--threads", "2"), 2))):
+        assert perdure(*words, jobs, *more, "--out", str(number)).code == 0
+        assert yaml.safe_load(Path(f"{number}/seed-1/config.yaml").read_text())["threads"] == threads
+
+
 def test_the_printed_result_names_its_numbers(perdure: Command) -> None:
     one = perdure("run", *SHORT)
     assert "final average accuracy" in one.out
@@ -118,6 +138,9 @@ BAD_USAGE = [
     (["--device", "abacus"], "device 'abacus' is not usable here"),
     (["--seed", "1", "--seeds", "2"], "give one of them"),
     (["--seeds", "0"], "seeds is 0"),
+    (["--seeds", "2,2"], "seeds is [2, 2], it must be a number of seeds or a list of different numbers from 0"),
+    (["--seeds", "some"], "--seeds is 'some', it must be a number of seeds or seeds such as 0,3,5"),
+    (["--jobs", "0"], "--jobs is 0"),
     (["--seed", "-1"], "--seed is -1"),
     (["--threads", "0"], "threads is 0"),
     (["--overwrite"], "add --out DIR"),

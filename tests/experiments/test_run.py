@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import yaml
 
 import perdure
-from perdure.errors import DataError, StorageError, UsageError
+from perdure.errors import DataError, PerdureWarning, StorageError, UsageError
 from perdure.experiments.build import prepare
 from perdure.experiments.config import Experiment
 from perdure.experiments.folders import read_groups, read_runs
@@ -107,6 +108,55 @@ def test_several_seeds_have_a_folder_each_and_a_summary(tmp_path: Path) -> None:
     assert summary["mean"]["final_average_accuracy"] == pytest.approx(sum(v for v in values if v is not None) / 2)
     assert [entry["seed"] for entry in summary["runs"]] == [0, 1]
     assert summary["mean"].keys() == summary["std"].keys() == summary["ci95"].keys() == runs[0].metrics().keys()
+
+
+def files_without_costs(folder: Path) -> dict[str, Any]:
+    """Every configuration and result of one seed, by its place; checkpoints and logs by their names."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        place = str(path.relative_to(folder))
+        if path.name == "config.yaml":
+            found[place] = path.read_text()
+        elif path.name == "results.json" and path.parent != folder:
+            found[place] = without_costs(Results.load(path.parent))
+        else:
+            found[place] = None
+    return found
+
+
+def test_seeds_in_processes_are_the_seeds_one_after_the_other(tmp_path: Path) -> None:
+    experiment = make(seeds=3)
+    events: list[dict[str, Any]] = []
+    alone = run(experiment, tmp_path / "one")
+    spread = run(experiment, tmp_path / "two", jobs=2, on_event=events.append)
+    assert [without_costs(r) for r in spread] == [without_costs(r) for r in alone]
+    assert [without_costs(r) for r in run(experiment, jobs=2)] == [without_costs(r) for r in alone]
+    assert files_without_costs(tmp_path / "two") == files_without_costs(tmp_path / "one")
+    assert sorted(event["seed"] for event in events) == [0, 1, 2]
+    assert [event["done"] for event in events] == [1, 2, 3]
+
+    shutil.rmtree(tmp_path / "two" / "seed-1")
+    for file in ("results.json", "seed-2/results.json"):  # its checkpoint is still there
+        (tmp_path / "two" / file).unlink()
+    events.clear()
+    resumed = resume(tmp_path / "two", jobs=2, on_event=events.append)
+    assert [without_costs(r) for r in resumed] == [without_costs(r) for r in alone]
+    assert sorted(event["seed"] for event in events) == [1, 2], "the finished seed is read, not run"
+    assert files_without_costs(tmp_path / "two") == files_without_costs(tmp_path / "one")
+
+
+def test_what_training_in_a_process_warns_of_is_heard() -> None:
+    stiff = make(
+        seeds=2,
+        scenario="domain",
+        methods=[{"name": "ewc", "strength": 1e4}],
+        train={"optimizer": "sgd", "lr": 0.1, "steps": 2},
+    )
+    with pytest.warns(PerdureWarning, match="gradient steps on the penalty diverge"):
+        alone = run(stiff)
+    with pytest.warns(PerdureWarning, match="gradient steps on the penalty diverge"):
+        spread = run(stiff, jobs=2)
+    assert [without_costs(r) for r in spread] == [without_costs(r) for r in alone]
 
 
 @pytest.mark.filterwarnings("ignore:.*stopped before its first checkpoint; starting over")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +67,7 @@ def _compare(
     from perdure.comparison import compare as compare_results
     from perdure.experiments.build import prepare
     from perdure.experiments.compare import ComparisonFolder, experiments_of, run_all
+    from perdure.experiments.executors import cores
 
     if methods is None and mapping.get("benchmark", "split_digits").replace("-", "_") == "split_digits":
         overrides = [*SMALL_BUFFERS, *overrides]
@@ -124,11 +124,3 @@ def _sets(methods: str) -> list[list[str]]:
     if not found:
         raise UsageError("--methods is empty; give names of 'perdure list methods' such as finetune,ewc+replay")
     return found
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux says which cores a process may use
-        return os.cpu_count() or 1

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from perdure.cli.compare import cores
 from perdure.cli.output import DataRoot, Json, only_results_on_stdout, print_json, say
 from perdure.cli.progress import comparison_progress
 from perdure.errors import StorageError, UsageError
@@ -45,7 +44,7 @@ def reproduce(
     if out is not None:
         _check_place(out)
     with only_results_on_stdout():
-        found = _reproduce(names, patterns, seeds, jobs or cores(), work, fresh, data_root)
+        found = _reproduce(names, patterns, seeds, jobs, work, fresh, data_root)
     _show(found, _command(names, rows, seeds), out, json)
 
 
@@ -53,11 +52,12 @@ def _reproduce(
     names: tuple[str, ...],
     patterns: list[str],
     seeds: int | None,
-    jobs: int,
+    jobs: int | None,
     work: Path,
     fresh: bool,
     data_root: str | None,
 ) -> Reproduction:
+    from perdure.experiments.executors import cores
     from perdure.experiments.protocol import choose_rows, protocol_names, protocol_of
     from perdure.experiments.reproduce import reproduce as run_protocols
 
@@ -68,7 +68,14 @@ def _reproduce(
     try:
         with comparison_progress(1, "reproducing") as listen:
             return run_protocols(
-                protocols, chosen, work, seeds=seeds, jobs=jobs, fresh=fresh, data_root=data_root, on_event=listen
+                protocols,
+                chosen,
+                work,
+                seeds=seeds,
+                jobs=jobs or cores(),
+                fresh=fresh,
+                data_root=data_root,
+                on_event=listen,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{work} keeps what was done; continue with the same command") from None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from perdure.cli.output import DataRoot, Json, only_results_on_stdout, print_json, say
-from perdure.cli.progress import run_progress
+from perdure.cli.progress import Listener, comparison_progress, run_progress
 from perdure.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +48,17 @@ def run(
     ] = None,
     set_: Set = None,
     seed: Annotated[int | None, Parameter(help="Run this one seed.")] = None,
-    seeds: Annotated[int | None, Parameter(help="Run seeds 0 to N-1; default: 1.")] = None,
+    seeds: Annotated[
+        str | None, Parameter(help="A number N for seeds 0 to N-1, or seeds such as 0,3,5; default: 1.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        Parameter(
+            name=["--jobs", "-j"],
+            help="Processes that share the seeds, each of --threads or else one thread; default: as many as have "
+            "cores of their own, and 1 on a GPU. Results do not depend on it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         Parameter(name=["--out", "-o"], help="A new folder for results, log and checkpoints; default: none."),
@@ -62,11 +74,13 @@ def run(
 
     perdure run -b split-mnist --scenario class -m ewc -m replay --set replay.capacity=500 --seeds 3 --out runs/a
     """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs is {jobs}, it must be at least 1")
     flags = {"benchmark": benchmark, "scenario": scenario, "methods": split_names(method), "seeds": _seeds(seed, seeds)}
     flags |= {"threads": threads, "data_root": data_root, "device": device}
     with only_results_on_stdout():
         if resume is None:
-            runs = _start(experiment, flags, set_ or [], out, overwrite)
+            runs = _start(experiment, flags, set_ or [], out, overwrite, jobs)
         else:
             given: dict[str, Any] = {
                 "the experiment file": experiment,
@@ -75,7 +89,7 @@ def run(
             }
             given |= {"--method": method, "--set": set_, "--seed": seed, "--seeds": seeds, "--out": out}
             _refuse_beside_resume(given | {"--threads": threads, "--overwrite": overwrite or None})
-            runs = _resume(resume, data_root, device)
+            runs = _resume(resume, data_root, device, jobs)
     _show(runs, resume or out, json)
 
 
@@ -93,7 +107,12 @@ def split_names(written: list[str] | None) -> list[str] | None:
 
 
 def _start(
-    experiment: Path | None, flags: dict[str, Any], sets: list[str], out: Path | None, overwrite: bool
+    experiment: Path | None,
+    flags: dict[str, Any],
+    sets: list[str],
+    out: Path | None,
+    overwrite: bool,
+    jobs: int | None,
 ) -> list[Results]:
     from perdure.experiments.config import Experiment
 
@@ -101,24 +120,37 @@ def _start(
         raise UsageError("--overwrite replaces a run in --out, which is not given; add --out DIR")
     chosen = Experiment.from_mapping(merged(experiment, flags), sets)
     from perdure.experiments.run import run as run_experiment
+    from perdure.experiments.run import usual_jobs
 
+    if jobs is not None and chosen.threads is None:
+        chosen = replace(chosen, threads=1)  # whatever the number of processes: the last bits depend on it
+    jobs = jobs or usual_jobs(chosen)
     try:
-        with run_progress(len(chosen.seeds)) as listen:
-            return run_experiment(chosen, out, overwrite=overwrite, on_event=listen)
+        with _progress(len(chosen.seeds), jobs) as listen:
+            return run_experiment(chosen, out, overwrite=overwrite, jobs=jobs, on_event=listen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_continue(out)) from None
 
 
-def _resume(folder: Path, data_root: str | None, device: str | None) -> list[Results]:
-    from perdure.experiments.run import read_run
+def _resume(folder: Path, data_root: str | None, device: str | None, jobs: int | None) -> list[Results]:
+    from perdure.experiments.folders import RESULTS, seed_folder
+    from perdure.experiments.run import read_run, usual_jobs
     from perdure.experiments.run import resume as resume_run
 
-    seeds = len(read_run(folder).seeds)
+    experiment = read_run(folder)
+    jobs = jobs or usual_jobs(replace(experiment, device=device or experiment.device))
+    seeds = experiment.seeds
+    missing = [seed for seed in seeds if not (seed_folder(folder, seed, seeds) / RESULTS).is_file()]
     try:
-        with run_progress(seeds) as listen:
-            return resume_run(folder, data_root=data_root, device=device, on_event=listen)
+        with _progress(len(missing), jobs) as listen:
+            return resume_run(folder, data_root=data_root, device=device, jobs=jobs, on_event=listen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_continue(folder)) from None
+
+
+def _progress(seeds: int, jobs: int) -> AbstractContextManager[Listener]:
+    """Processes tell of the seeds that they have finished, one alone of its tasks."""
+    return comparison_progress(seeds, "training") if min(seeds, jobs) > 1 else run_progress(seeds)
 
 
 def _how_to_continue(folder: Path | None) -> str:
@@ -131,12 +163,17 @@ def _how_to_continue(folder: Path | None) -> str:
     return f"continue with: perdure run --resume {folder}"
 
 
-def _seeds(seed: int | None, seeds: int | None) -> int | list[int] | None:
+def _seeds(seed: int | None, seeds: str | None) -> int | list[int] | None:
     if seed is not None and seeds is not None:
-        raise UsageError(f"--seed {seed} is one seed and --seeds {seeds} is seeds 0 to {seeds - 1}; give one of them")
+        raise UsageError(f"--seed {seed} is one seed and --seeds {seeds} says which others; give one of them")
     if seed is not None and seed < 0:
         raise UsageError(f"--seed is {seed}, it must be at least 0")
-    return seeds if seed is None else [seed]
+    if seeds is None:
+        return None if seed is None else [seed]
+    try:
+        return [int(part) for part in seeds.split(",") if part.strip()] if "," in seeds else int(seeds)
+    except ValueError:
+        raise UsageError(f"--seeds is '{seeds}', it must be a number of seeds or seeds such as 0,3,5") from None
 
 
 def _refuse_beside_resume(given: dict[str, Any]) -> None:

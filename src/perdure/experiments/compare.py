@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from perdure.comparison import Comparison
-from perdure.errors import PerdureError, StorageError, UsageError
+from perdure.errors import StorageError, UsageError
 from perdure.experiments.build import on_this_machine
 from perdure.experiments.config import SECTIONS, Experiment
+from perdure.experiments.executors import run_each
 from perdure.experiments.folders import COMPARISON, is_empty, seed_folder, write_json, write_summary
-from perdure.experiments.run import Listener, run_seed, write_config
+from perdure.experiments.run import Listener, run_quietly, write_config
 from perdure.registry import nearest
 from perdure.results import Results
 
 Groups = dict[str, list[Results]]
 Key = tuple[str, int]
 """A label and a seed."""
-RunArguments = tuple[dict[str, Any], int, Path]
-"""An experiment as a mapping, a seed, and the folder of its run."""
 
 
 def experiments_of(mapping: Mapping[str, Any], sets: list[list[str]], overrides: list[str]) -> dict[str, Experiment]:
@@ -78,23 +70,13 @@ def run_all(
         )
         for label, seed in tasks
     }
-    run_each(arguments, jobs, finished)
+    run_each(run_quietly, arguments, jobs, finished)
     groups = {label: [done[label, seed] for seed in e.seeds] for label, e in experiments.items()}
     for label, runs in groups.items():
         write_config(experiments[label], None, folder / label)
         if len(runs) > 1:
             write_summary(folder / label, runs)
     return groups
-
-
-def run_each(arguments: Mapping[Key, RunArguments], jobs: int, finished: Callable[[Key, Results], None]) -> None:
-    """Run one seed for each key, in `jobs` processes; `finished` is called here, in the order in which they end."""
-    jobs = min(jobs, len(arguments))
-    if jobs > 1:
-        _in_processes(arguments, jobs, finished)
-        return
-    for key, own in arguments.items():
-        finished(key, _one(*own))
 
 
 class ComparisonFolder:
@@ -157,64 +139,6 @@ def _is_alive(process: str) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _one(mapping: dict[str, Any], seed: int, folder: Path) -> Results:
-    with warnings.catch_warnings():
-        # The parent process has built every experiment once and shown its warnings.
-        warnings.simplefilter("ignore")
-        return run_seed(Experiment.from_mapping(mapping), seed, folder)
-
-
-def _in_processes(arguments: Mapping[Key, RunArguments], jobs: int, finished: Callable[[Key, Results], None]) -> None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker) as pool:
-        try:
-            with _interrupts_held_back():
-                futures: dict[Future[Results], Key] = {pool.submit(_one, *a): key for key, a in arguments.items()}
-            for future in as_completed(futures):
-                finished(futures[future], _result_of(future, futures[future]))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-def _result_of(future: Future[Results], key: Key) -> Results:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        where = f"{key[0]}, seed {key[1]}"
-        raise PerdureError(f"a worker process died during {where}; free memory, or try --jobs 1") from error
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes started here see no Ctrl-C before `_start_worker`, where it would be a traceback in some import."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker() -> None:
-    """A worker dies silently with Ctrl-C, and with its parent however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _check_sections(sets: list[list[str]], overrides: list[str]) -> None:

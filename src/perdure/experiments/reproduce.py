@@ -11,11 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from perdure.errors import CheckpointError, PerdureError, StorageError
-from perdure.experiments.compare import run_each
 from perdure.experiments.config import Experiment, read_yaml
+from perdure.experiments.executors import run_each
 from perdure.experiments.folders import CONFIG, RESULTS, clear
 from perdure.experiments.protocol import Check, Protocol, Row, Verdict
-from perdure.experiments.run import Listener
+from perdure.experiments.run import Listener, run_quietly
 from perdure.results import Results
 from perdure.version import versions
 
@@ -203,7 +203,7 @@ class _Bench:
                 self.on_event({"event": "run_end", "label": key[0], "seed": key[1], "accuracy": accuracy, **counts})
 
         arguments = {key: (e.to_mapping(), key[1], folder) for key, (_, e, folder) in missing.items()}
-        run_each(arguments, self.jobs, finished)
+        run_each(run_quietly, arguments, self.jobs, finished)
 
     def _check_data(self, experiments: Iterable[Experiment]) -> None:
         """Build one stream of each kind, so that missing data are known before anything is emptied or trained."""
