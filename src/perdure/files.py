@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -30,5 +31,6 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
         with suppress(OSError):
             partial.unlink()
         why = error.strerror or error
-        raise StorageError(f"cannot write {target}: {why}; free space or choose another folder") from error
+        what = "free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check it"
+        raise StorageError(f"cannot write {target}: {why}; {what} or choose another folder") from error
     return target

@@ -98,7 +98,7 @@ def fit(
     for name, value in {"epochs": epochs, "batch_size": batch_size, "steps": steps, "evaluate_every": evaluate_every,
                         "checkpoint_every": checkpoint_every}.items():  # fmt: skip
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UsageError(f"{name} is {value!r}, it must be at least 1")
+            raise UsageError(f"{name} is {value!r}, it must be a whole number of at least 1")
     if resume and folder is None:
         raise UsageError("resume=True needs the folder of the run to continue")
     learner.adopt(stream)

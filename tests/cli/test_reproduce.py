@@ -47,7 +47,7 @@ def test_the_table_the_page_and_the_json(perdure: Command, tmp_path: Path) -> No
     assert "`perdure reproduce tiny`" in Path("docs/reproduced.md").read_text()
     again = perdure("reproduce", "tiny", "--rows", "s*", "--seeds", "1", "--json")
     assert again.code == 0, again.err
-    assert again.err == "", "nothing had to be run"
+    assert again.err == "0 runs to do in runs/reproduce, 1 finished before (--fresh: again)\n"
     content = again.json
     assert content["protocols"] == ["tiny"]
     (row,) = content["rows"]
@@ -60,14 +60,14 @@ def test_bad_input_is_one_sentence_and_writes_nothing(perdure: Command, tmp_path
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
     for argv, code, sentence in (
-        (["der-split-mnits"], 2, "unknown protocol 'der-split-mnits'; did you mean 'der_split_mnist'?"),
+        (["der-split-mnits"], 2, "unknown protocol 'der-split-mnits'; did you mean 'der-split-mnist'?"),
         (["der-split-mnist", "--rows", "er200"], 2, "unknown row 'er200'; did you mean 'er-200'?"),
         (["der-split-mnist", "--rows", ","], 2, "--rows is empty"),
         (["der-split-mnist", "--seeds", "0"], 2, "--seeds is 0"),
         (["der-split-mnist", "--jobs", "0"], 2, "--jobs is 0"),
         (["der-split-mnist", "--out", "folder"], 2, "--out folder is a folder"),
         (["der-split-mnist", "--out", "folder/file/a.md"], 1, "file is no folder that may be written to"),
-        ([], 2, "give the name of a protocol; there are der_permuted_mnist, der_split_mnist, vandeven_split_mnist"),
+        ([], 2, "give the name of a protocol; there are der-permuted-mnist, der-split-mnist, vandeven-split-mnist"),
         (["der-split-mnist", "--rows", "sgd"], 1, "perdure data get mnist"),
     ):
         outcome = perdure("reproduce", *argv)

@@ -14,7 +14,7 @@ from perdure.experiments.protocol import Protocol, band, choose_rows, numpy_clas
 
 # Row, and the band of a mean of three seeds and of one seed, as they were written down before any run of perdure.
 BANDS = {
-    "der_split_mnist": """
+    "der-split-mnist": """
         sgd 18.6 20.6 18.6 20.6
         er-200 77.3 83.5 75.5 85.4
         er-500 83.0 89.2 81.2 91.1
@@ -48,7 +48,7 @@ BANDS = {
         derpp-500-task 97.9 99.9 97.9 99.9
         derpp-5120-task 98.5 100.0 98.5 100.0
     """,
-    "der_permuted_mnist": """
+    "der-permuted-mnist": """
         sgd 36.9 44.5 34.6 46.8
         er-200 70.9 73.8 70.1 74.7
         er-500 79.2 82.0 78.3 82.9
@@ -66,7 +66,7 @@ BANDS = {
         derpp-500 87.2 89.2 87.2 89.2
         derpp-5120 91.3 93.3 91.3 93.3
     """,
-    "vandeven_split_mnist": """
+    "vandeven-split-mnist": """
         task-none 77.5 91.2 73.0 95.7
         task-joint 98.2 100.0 98.2 100.0
         task-ewc 97.6 100.0 97.3 100.0
@@ -199,13 +199,13 @@ def test_rows_without_a_verdict() -> None:
 
 
 def test_rows_by_name_and_pattern() -> None:
-    protocols = [protocol_of("der-split-mnist"), protocol_of("vandeven_split_mnist")]
-    assert choose_rows(protocols, ["er-200", "task-*"])["der_split_mnist"] == ["er-200"]
-    assert len(choose_rows(protocols, ["task-*"])["vandeven_split_mnist"]) == 7
-    assert len(choose_rows(protocols, [])["der_split_mnist"]) == 32
+    protocols = [protocol_of("der-split-mnist"), protocol_of("vandeven-split-mnist")]
+    assert choose_rows(protocols, ["er-200", "task-*"])["der-split-mnist"] == ["er-200"]
+    assert len(choose_rows(protocols, ["task-*"])["vandeven-split-mnist"]) == 7
+    assert len(choose_rows(protocols, [])["der-split-mnist"]) == 32
     with pytest.raises(UnknownNameError, match=r"unknown row 'derp-200'; did you mean 'derpp-200'\?"):
         choose_rows(protocols, ["derp-200"])
-    with pytest.raises(UnknownNameError, match=r"unknown protocol 'der-split'; did you mean 'der_split_mnist'\?"):
+    with pytest.raises(UnknownNameError, match=r"unknown protocol 'der-split'; did you mean 'der-split-mnist'\?"):
         protocol_of("der-split")
 
 

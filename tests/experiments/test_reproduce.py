@@ -62,7 +62,9 @@ def run(protocol: Protocol, folder: Path, *rows: str, **options: Any) -> tuple[R
         [protocol],
         choose_rows([protocol], rows),
         folder,
-        on_event=lambda event: made.append(f"{event['label']} {event['seed']}"),
+        on_event=lambda event: (
+            made.append(f"{event['label']} {event['seed']}") if event["event"] == "run_end" else None
+        ),
         **options,
     )
     return found, made
@@ -155,7 +157,7 @@ def test_a_stopped_run_continues(tiny: Protocol, tmp_path: Path, monkeypatch: py
 
 def test_missing_data_are_known_before_anything_is_emptied(tmp_path: Path) -> None:
     protocol = protocol_of("der-split-mnist")
-    kept = tmp_path / "work" / "der_split_mnist" / "sgd" / "seed-0" / "results.json"
+    kept = tmp_path / "work" / "der-split-mnist" / "sgd" / "seed-0" / "results.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     with pytest.raises(DataError, match="mnist"):

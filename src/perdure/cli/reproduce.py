@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -24,9 +24,12 @@ def reproduce(
         int | None, Parameter(name=["--jobs", "-j"], help="Processes of one thread; default: the number of cores.")
     ] = None,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="Write the table to this Markdown file.")] = None,
-    work: Annotated[Path, Parameter(help="Folder that keeps runs; finished ones are not run again.")] = Path(
-        "runs/reproduce"
-    ),
+    work: Annotated[
+        Path,
+        Parameter(
+            help="Folder that keeps runs: finished ones are not run again, a killed one goes on after its last task."
+        ),
+    ] = Path("runs/reproduce"),
     fresh: Annotated[bool, Parameter(negative="", help="Run again what is kept in --work.")] = False,
     data_root: DataRoot = None,
     json: Json = False,
@@ -65,8 +68,18 @@ def _reproduce(
         raise UsageError(f"give the name of a protocol; there are {', '.join(protocol_names())}")
     protocols = list({name.replace("_", "-"): protocol_of(name) for name in names}.values())
     chosen = choose_rows(protocols, patterns)
+    for name, found in chosen.items():
+        if not found:
+            say(f"{name} has no such row")
     try:
         with comparison_progress(1, "reproducing") as listen:
+
+            def hear(event: dict[str, Any]) -> None:
+                if event["event"] == "start":
+                    say(f"{_runs(event['missing'])} to do in {work}, {event['kept']} finished before (--fresh: again)")
+                else:
+                    listen(event)
+
             return run_protocols(
                 protocols,
                 chosen,
@@ -75,7 +88,7 @@ def _reproduce(
                 jobs=jobs or cores(),
                 fresh=fresh,
                 data_root=data_root,
-                on_event=listen,
+                on_event=hear,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{work} keeps what was done; continue with the same command") from None
@@ -86,8 +99,15 @@ def _check_place(out: Path) -> None:
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; give the name of a Markdown file")
     there = next(folder for folder in out.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise StorageError(f"cannot write --out {out}: {there} is no folder that may be written to")
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError:
+        raise StorageError(f"cannot write --out {out}: {there} is no folder that may be written to") from None
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _command(names: tuple[str, ...], rows: str | None, seeds: int | None) -> str:

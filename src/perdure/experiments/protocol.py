@@ -202,11 +202,11 @@ def numpy_class_order(seed: int, classes: int) -> list[int]:
 
 def protocol_names() -> list[str]:
     """The names of all protocols, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem.replace("_", "-") for path in FOLDER.glob("*.yaml"))
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of that name; hyphens count as underscores.
+    """The protocol of that name; underscores count as hyphens.
 
     Raises
     ------
@@ -216,10 +216,10 @@ def protocol_of(name: str) -> Protocol:
     >>> protocol_of("der-split-mnist").rows["er-200"].published
     80.43
     """
-    key, known = name.replace("-", "_"), protocol_names()
+    key, known = name.replace("_", "-"), protocol_names()
     if key not in known:
         raise UnknownNameError(f"unknown protocol '{name}'{nearest(key, known) or ';'} there are {', '.join(known)}")
-    return _read(FOLDER / f"{key}.yaml")
+    return _read(FOLDER / f"{key.replace('-', '_')}.yaml")
 
 
 def choose_rows(protocols: Sequence[Protocol], patterns: Sequence[str]) -> dict[str, list[str]]:
@@ -231,7 +231,7 @@ def choose_rows(protocols: Sequence[Protocol], patterns: Sequence[str]) -> dict[
         If a pattern fits no row of any of the protocols.
 
     >>> choose_rows([protocol_of("vandeven-split-mnist")], ["class-n*", "task-er"])
-    {'vandeven_split_mnist': ['task-er', 'class-none']}
+    {'vandeven-split-mnist': ['task-er', 'class-none']}
     """
     from fnmatch import fnmatchcase
 
@@ -239,8 +239,8 @@ def choose_rows(protocols: Sequence[Protocol], patterns: Sequence[str]) -> dict[
     everything = list(dict.fromkeys(row for protocol in protocols for row in protocol.rows))
     for pattern in wanted:
         if not any(fnmatchcase(row, pattern) for row in everything):
-            hint = nearest(pattern, everything) or ";"
-            raise UnknownNameError(f"unknown row '{pattern}'{hint} there are {', '.join(everything)}")
+            hint = nearest(pattern.lower(), everything) or f"; there are {', '.join(everything)}"
+            raise UnknownNameError(f"unknown row '{pattern}'{hint} ('er-*' takes several)")
     return {
         protocol.name: [row for row in protocol.rows if not wanted or any(fnmatchcase(row, p) for p in wanted)]
         for protocol in protocols
@@ -268,7 +268,7 @@ class _Written:
 
 @cache
 def _read(path: Path) -> Protocol:
-    written = into(_Written, read_yaml(path), path.stem)
+    written = into(_Written, read_yaml(path), path.stem.replace("_", "-"))
     rows = {name: into(Row, {"run": name, **entry}, f"rows.{name}") for name, entry in written.rows.items()}
     checks = tuple(into(Check, entry, "checks") for entry in written.checks)
     for name, row in rows.items():
@@ -277,4 +277,4 @@ def _read(path: Path) -> Protocol:
         if (row.sd is None) == (row.sem is None):
             raise UsageError(f"rows.{name} must have either sd or sem")
     fields = {name: value for name, value in vars(written).items() if name not in ("rows", "checks")}
-    return Protocol(name=path.stem, rows=rows, checks=checks, **fields)
+    return Protocol(name=path.stem.replace("_", "-"), rows=rows, checks=checks, **fields)

@@ -122,7 +122,8 @@ def reproduce(
     fresh
         Run everything again.
     on_event
-        Called after each run with `label`, `seed`, `accuracy`, and the counts `done` and `total`.
+        Called at the event "start" with the counts of runs that are `missing` and `kept`, and after each run, at
+        "run_end", with its `label`, `seed`, `accuracy`, and the counts `done` and `total`.
 
     Raises
     ------
@@ -171,6 +172,7 @@ class _Bench:
         self.protocols, self.folder, self.jobs = protocols, folder, jobs
         self.fresh, self.data_root, self.on_event = fresh, data_root, on_event
         self.done: dict[tuple[Run, int], Results] = {}
+        self.begun = False
 
     def run(self, wanted: Iterable[tuple[Run, int]]) -> None:
         """Bring every run and seed that is wanted into `done`."""
@@ -189,7 +191,9 @@ class _Bench:
         self._check_data(experiment for _, experiment, _ in missing.values())
         for _, experiment, folder in missing.values():
             _prepare(folder, keep=not self.fresh and is_of(folder, experiment))
-        count = 0
+        if self.on_event is not None and (missing or not self.begun):
+            self.on_event({"event": "start", "missing": len(missing), "kept": len(self.done)})
+        self.begun, count = True, 0
 
         def finished(key: tuple[str, int], results: Results) -> None:
             nonlocal count

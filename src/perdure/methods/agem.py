@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perdure.errors import UsageError
 from perdure.memory.task_memory import TaskMemory
-from perdure.methods.base import Method, check_value
+from perdure.methods.base import Method, check_count, check_value
 from perdure.methods.gem import quota
 from perdure.methods.projection import agem_projection, reference_gradient, without_idle
 from perdure.methods.replay import class_quota, columns_of
@@ -63,13 +63,13 @@ class AGEM(Method):
     scenarios: ClassVar[frozenset[str]] = frozenset({"task", "domain", "class"})
 
     def __post_init__(self) -> None:
-        check_value(self.name, "per_task", self.per_task)
-        check_value(self.name, "batch_size", self.batch_size)
+        check_count(self.name, "per_task", self.per_task)
+        check_count(self.name, "batch_size", self.batch_size)
         check_value(self.name, "eps", self.eps)
         if self.capacity is not None:
-            check_value(self.name, "capacity", self.capacity)
+            check_count(self.name, "capacity", self.capacity)
         if self.per_class is not None:
-            check_value(self.name, "per_class", self.per_class)
+            check_count(self.name, "per_class", self.per_class)
             if self.capacity is not None:
                 raise UsageError(f"{self.name}: capacity and per_class are both given; give one of them")
 

@@ -270,6 +270,13 @@ def check_value(method: str, argument: str, value: float, low: float = 0.0, high
         raise UsageError(f"{method}: {argument} is {value!r}, it must be {allowed}")
 
 
+def check_count(method: str, argument: str, value: Any, low: int = 0) -> None:
+    """Raise UsageError unless `value` is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{method}: {argument} is {value!r}, it must be a whole number")
+    check_value(method, argument, value, low)
+
+
 def check_choice(method: str, argument: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise UsageError unless `value` is one of `choices`."""
     if value not in choices:

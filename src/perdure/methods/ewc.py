@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perdure.data.examples import Examples
 from perdure.errors import DataError
-from perdure.methods.base import check_choice, check_value
+from perdure.methods.base import check_choice, check_count, check_value
 from perdure.methods.fisher import ESTIMATORS, diagonal_fisher
 from perdure.methods.quadratic import AnchoredPenalty
 from perdure.parameters import average_over_processes
@@ -72,7 +72,7 @@ class EWC(AnchoredPenalty):
         check_choice(self.name, "fisher", self.fisher, tuple(ESTIMATORS))
         check_value(self.name, "gamma", self.gamma, 0, 1)
         if self.n_samples is not None:
-            check_value(self.name, "n_samples", self.n_samples, 1)
+            check_count(self.name, "n_samples", self.n_samples, 1)
 
     def end_task(self, task: Task) -> None:
         fisher = self.estimate(self.learner.task_batches(self._sampled(task)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perdure.errors import UsageError
 from perdure.memory.task_memory import TaskMemory
-from perdure.methods.base import Method, check_value
+from perdure.methods.base import Method, check_count, check_value
 from perdure.methods.projection import gem_projection, reference_gradient, without_idle
 from perdure.methods.replay import columns_of
 from perdure.registry import register
@@ -60,11 +60,11 @@ class GEM(Method):
     scenarios: ClassVar[frozenset[str]] = frozenset({"task", "domain", "class"})
 
     def __post_init__(self) -> None:
-        check_value(self.name, "per_task", self.per_task)
+        check_count(self.name, "per_task", self.per_task)
         check_value(self.name, "margin", self.margin)
         check_value(self.name, "eps", self.eps)
         if self.capacity is not None:
-            check_value(self.name, "capacity", self.capacity)
+            check_count(self.name, "capacity", self.capacity)
 
     def has(self, hook: str) -> bool:
         return super().has(hook) and (self.per_task if self.capacity is None else self.capacity) != 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from perdure.errors import UsageError
 from perdure.memory.buffer import Buffer
 from perdure.memory.task_memory import TaskMemory
-from perdure.methods.base import Method, check_choice, check_value
+from perdure.methods.base import Method, check_choice, check_count, check_value
 from perdure.registry import register
 from perdure.seeding import derive
 from perdure.tree import leaves, to_device
@@ -77,7 +77,7 @@ class Replay(Method):
 
     def __post_init__(self) -> None:
         if self.per_class is not None:
-            check_value(self.name, "per_class", self.per_class)
+            check_count(self.name, "per_class", self.per_class)
             for other in ("capacity", "bytes_budget"):
                 if getattr(self, other) is not None:
                     raise UsageError(f"{self.name}: {other} and per_class are both given; set {other} to None (null)")
@@ -137,9 +137,9 @@ class Replay(Method):
 def check_buffer(method: Any) -> None:
     """Validate the arguments that describe a buffer."""
     if method.capacity is not None:
-        check_value(method.name, "capacity", method.capacity)
+        check_count(method.name, "capacity", method.capacity)
     if method.batch_size is not None:
-        check_value(method.name, "batch_size", method.batch_size)
+        check_count(method.name, "batch_size", method.batch_size)
     check_choice(method.name, "forward", method.forward, FORWARDS)
     Buffer(_capacity(method), bytes_budget=method.bytes_budget, writing=method.writing, reading=method.reading)
 
