@@ -349,13 +349,21 @@ class Learner:
     # -- the short ways -------------------------------------------------------------------------------------------
 
     def fit(self, stream: Stream, **options: Any) -> Any:
-        """Train on every task of a stream in turn and evaluate after each; options: see `perdure.fitting.fit`."""
+        """Train on every task of a stream in turn and evaluate after each.
+
+        Options, in full at `perdure.fitting.fit`: epochs=1, batch_size=32, steps=None (updates a task instead of
+        epochs), drop_last=False, evaluate_every=None, eval_future=True, reset_optimizer=False, folder=None,
+        checkpoint_every=None, resume=False, on_event=None.
+        """
         from perdure.fitting import fit
 
         return fit(self, stream, **options)
 
     def fit_task(self, task: Task | str, data: Any = None, *, classes: Sequence[int] = (), **options: Any) -> Learner:
-        """Train on one task: a task of a stream, or a name and its examples. See `perdure.fitting.fit_task`."""
+        """Train on one task: a task of a stream, or a name and its examples.
+
+        Options, in full at `perdure.fitting.fit_task`: epochs=1, batch_size=32, steps=None, drop_last=False.
+        """
         from perdure.fitting import fit_task
 
         fit_task(self, task, data, classes=classes, **options)
