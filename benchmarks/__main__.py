@@ -25,8 +25,8 @@ Written by `make bench`; {where}.
 
 Every number is a ratio of two times: perdure's, and that of a loop written by hand with the same arithmetic on the same
 rows (tensors in memory, `index_select`, `torch.optim`, nothing else). Processor time on one thread; the variants of a
-table run in turn, in one process, in the order A B C, C B A, and the ratio is that of their medians. "Single rounds" is
-the smallest and the largest ratio in one turn: what differs by less is noise. Nothing here is an absolute time.
+table run in turn, in one process, in the order A B C, C B A, and the ratio is that of their medians. "Rounds" are the
+quartiles of the ratios of single turns: what differs by less is noise. Nothing here is an absolute time.
 
 | model | network | batch |
 |---|---|---|

@@ -41,9 +41,9 @@ def cases() -> list[Case]:
     flat, images = torch.rand(4000, 784, generator=draw), torch.rand(640, 3, 32, 32, generator=draw)
     y = torch.randint(0, 10, (4000,), generator=draw)
     return [
-        Case("MLP100", partial(perdure.models.MLP, 784, [100, 100], 10, seed=0), 10, 400, flat, y),
-        Case("MLP400", partial(perdure.models.MLP, 784, [400, 400], 10, seed=0), 128, 60, flat, y),
-        Case("slim ResNet", partial(perdure.models.SlimResNet18, 3, 10, seed=0), 32, 6, images, y[:640]),
+        Case("MLP100", partial(perdure.models.MLP, 784, [100, 100], 10, seed=0), 10, 60, flat, y),
+        Case("MLP400", partial(perdure.models.MLP, 784, [400, 400], 10, seed=0), 128, 10, flat, y),
+        Case("slim ResNet", partial(perdure.models.SlimResNet18, 3, 10, seed=0), 32, 1, images, y[:640]),
     ]
 
 

@@ -18,7 +18,7 @@ Wall time of two runs of DER++ on the embedded digits, some twenty seconds each,
 
 
 def rows(rounds: int = 3, epochs: int = 60) -> list[Row]:
-    """The gain, and the smallest and the largest of a single round."""
+    """The gain, and its smallest and largest."""
     gains = [gain(epochs) for _ in range(rounds)]
     return [
         Row(

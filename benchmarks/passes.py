@@ -32,7 +32,7 @@ def fisher(case: Case) -> Iterator[Row]:
             F.cross_entropy(model(x), y).backward()
 
     runs = {what: lambda method=method: method.estimate(iter(batches)) for what, method in made.items()}
-    seconds = interleave({"plain": plain, **runs})
+    seconds = interleave({"plain": plain, **runs}, rounds=15)
     goal = 1.6 if case.name.startswith("MLP") else None
     for what in estimators:
         yield Row.of(case.name, f"Fisher, {what}", "a plain pass", seconds, (what, "plain"), goal)
@@ -61,5 +61,5 @@ def evaluation(case: Case, tasks: int = 20, size: int = 500, classes: int = 5) -
             for rows in torch.arange(len(x)).split(256):
                 model(x.index_select(0, rows))
 
-    seconds = interleave({"forward": forward, "evaluate": lambda: learner.evaluate(stream)}, rounds=15)
+    seconds = interleave({"forward": forward, "evaluate": lambda: learner.evaluate(stream)}, rounds=49)
     yield Row.of(case.name, "evaluation of 20 tasks", "the forward pass", seconds, ("evaluate", "forward"), 1.15)

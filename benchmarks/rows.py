@@ -9,7 +9,7 @@ from benchmarks.timing import ratio
 
 @dataclass(frozen=True)
 class Row:
-    """`what` took `median` times as long as `base`; `low` and `high` are those of single rounds.
+    """`what` took `median` times as long as `base`; `low` and `high` are quartiles of single rounds.
 
     A goal is the largest ratio that is good enough, or the smallest where `more` says that more is better.
     """
@@ -51,4 +51,4 @@ class Row:
         return f"| {self.model} | {self.what} | {self.base} | {self.median:.2f} | {spread} | {target} | {verdict} |"
 
 
-HEAD = "| model | what | to | ratio | single rounds | goal | |\n|---|---|---|---|---|---|---|"
+HEAD = "| model | what | to | ratio | rounds | goal | |\n|---|---|---|---|---|---|---|"

@@ -52,7 +52,7 @@ def rows(case: Case) -> Iterator[Row]:
     convolutional = case.layout == torch.channels_last
     if convolutional:
         runs["bare NCHW"] = bare(case, layout=torch.contiguous_format)
-    seconds = interleave(runs)
+    seconds = interleave(runs, rounds=49)
     own, double, triple = "own fine-tuning", "by hand, twice the batch", "by hand, three times the batch"
     table = [
         ("fine-tuning (no methods)", "none", "by hand", "bare", 0.95 if case.name == "MLP100" else 1.02),
