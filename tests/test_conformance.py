@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from perdure import registry
-from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, Joint, LwF, Method, Replay
+from perdure.methods import AGEM, DER, EWC, GEM, L2, MAS, SI, DERpp, Joint, LwF, Method, Replay
 from perdure.testing import MethodSuite
 
 METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
@@ -17,6 +17,7 @@ METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
     "joint": (Joint, lambda: None),
     "l2": (lambda: L2(strength=0.1), lambda: L2(strength=0)),
     "lwf": (LwF, lambda: LwF(strength=0)),
+    "mas": (lambda: MAS(strength=0.01), lambda: MAS(strength=0)),
     "replay": (lambda: Replay(capacity=30), lambda: Replay(capacity=0)),
     "si": (lambda: SI(strength=0.1), lambda: SI(strength=0)),
 }

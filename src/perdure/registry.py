@@ -103,6 +103,7 @@ methods = Registry(
         "joint": "perdure.methods.joint",
         "l2": "perdure.methods.l2",
         "ewc": "perdure.methods.ewc",
+        "mas": "perdure.methods.mas",
         "si": "perdure.methods.si",
         "lwf": "perdure.methods.lwf",
         "replay": "perdure.methods.replay",

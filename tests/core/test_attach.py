@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import perdure
 from perdure.errors import IncompatibleError, UsageError
-from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, Joint, LwF, Method, Replay
+from perdure.methods import AGEM, DER, EWC, GEM, L2, MAS, SI, DERpp, Joint, LwF, Method, Replay
 from perdure.models.heads import MultiHead
 
 pytestmark = pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
@@ -73,6 +73,8 @@ EXACT: dict[str, Callable[[], list[Method]]] = {
     "ewc prox": lambda: [EWC(strength=1, solver="prox")],
     "si": lambda: [SI(strength=0.1)],
     "l2": lambda: [L2(strength=0.1)],
+    "mas": lambda: [MAS(strength=0.01)],
+    "penalties": lambda: [EWC(strength=1), L2(strength=0.1), MAS(strength=0.01)],
     "gem": lambda: [GEM(per_task=10)],
     "agem": lambda: [AGEM(per_task=10)],
     "replay": lambda: [Replay(30, weighting="sum", forward="separate")],

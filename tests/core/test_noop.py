@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import perdure
-from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, LwF, Method, Replay
+from perdure.methods import AGEM, DER, EWC, GEM, L2, MAS, SI, DERpp, LwF, Method, Replay
 from perdure.models.heads import MultiHead
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -43,6 +43,7 @@ OFF: dict[str, Method] = {
     "ewc": EWC(strength=0),
     "ewc prox": EWC(strength=0, solver="prox"),
     "l2": L2(strength=0),
+    "mas": MAS(strength=0),
     "si": SI(strength=0),
     "lwf": LwF(strength=0),
     "replay capacity": Replay(capacity=0),
@@ -59,6 +60,7 @@ ON: dict[str, Method] = {
     "ewc prox": EWC(strength=1, solver="prox"),
     "ewc online": EWC(strength=1, mode="online", gamma=0.9),
     "l2": L2(strength=0.1),
+    "mas": MAS(strength=0.01),
     "si": SI(strength=0.1),
     "lwf": LwF(),
     "replay": Replay(capacity=50),

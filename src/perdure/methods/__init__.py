@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from perdure.methods.joint import Joint
     from perdure.methods.l2 import L2
     from perdure.methods.lwf import LwF
+    from perdure.methods.mas import MAS
     from perdure.methods.replay import Replay
     from perdure.methods.si import SI
 
@@ -24,6 +25,7 @@ _HOMES = {
     "EWC": "ewc",
     "GEM": "gem",
     "L2": "l2",
+    "MAS": "mas",
     "SI": "si",
     "DERpp": "derpp",
     "Joint": "joint",
@@ -32,7 +34,7 @@ _HOMES = {
     "Replay": "replay",
 }
 
-__all__ = ["AGEM", "DER", "EWC", "GEM", "L2", "SI", "DERpp", "Joint", "LwF", "Method", "Replay"]
+__all__ = ["AGEM", "DER", "EWC", "GEM", "L2", "MAS", "SI", "DERpp", "Joint", "LwF", "Method", "Replay"]
 
 
 def __getattr__(name: str) -> Any:
