@@ -106,6 +106,9 @@ methods = Registry(
         "mas": "perdure.methods.mas",
         "si": "perdure.methods.si",
         "lwf": "perdure.methods.lwf",
+        "kd": "perdure.methods.kd",
+        "momentum_kd": "perdure.methods.momentum_kd",
+        "vcl": "perdure.methods.vcl",
         "replay": "perdure.methods.replay",
         "der": "perdure.methods.der",
         "derpp": "perdure.methods.derpp",
@@ -135,6 +138,7 @@ models = Registry(
     "model",
     {
         "mlp": "perdure.models.mlp",
+        "bayesian_mlp": "perdure.models.bayesian",
         "small_cnn": "perdure.models.small_cnn",
         "slim_resnet18": "perdure.models.slim_resnet",
     },

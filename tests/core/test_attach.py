@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import perdure
 from perdure.errors import IncompatibleError, UsageError
-from perdure.methods import AGEM, DER, EWC, GEM, L2, MAS, SI, DERpp, Joint, LwF, Method, Replay
+from perdure.methods import AGEM, DER, EWC, GEM, KD, L2, MAS, SI, DERpp, Joint, LwF, Method, MomentumKD, Replay
 from perdure.models.heads import MultiHead
 
 pytestmark = pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
@@ -89,6 +89,10 @@ ROUNDED: dict[str, Callable[[], list[Method]]] = {
     "pooled separate": lambda: [Replay(30, forward="separate")],
     "1/t": lambda: [Replay(30, weighting="1/t")],
     "lwf": lambda: [LwF()],
+    "lwf of all rows": lambda: [LwF(replayed=True), Replay(30, weighting="sum", forward="separate")],
+    "kd": lambda: [KD()],
+    "kd+replay": lambda: [KD(alpha=0.3), Replay(30)],
+    "momentum_kd": lambda: [MomentumKD(), Replay(30)],
     "lwf+derpp": lambda: [LwF(), DERpp(30, forward="joint")],
 }
 
