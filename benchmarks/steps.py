@@ -11,7 +11,7 @@ import perdure
 from benchmarks.cases import Case, bare, bare_derpp
 from benchmarks.rows import Row
 from benchmarks.timing import interleave
-from perdure.methods import AGEM, EWC, L2, SI, DERpp, LwF, Method, Replay
+from perdure.methods import AGEM, EWC, L2, MAS, SI, DERpp, LwF, Method, Replay
 
 
 def learner(case: Case, methods: list[Method], finished: int = 1) -> Callable[[], None]:
@@ -39,6 +39,9 @@ def variants(case: Case) -> dict[str, Callable[[], object]]:
         "none": learner(case, []),
         "l2": learner(case, [L2(strength=1e-3)]),
         "ewc": learner(case, [EWC(strength=1e-3)], finished=10),
+        "ewc online": learner(case, [EWC(strength=1e-3, mode="online", gamma=0.9)], finished=10),
+        "mas": learner(case, [MAS(strength=1e-6)], finished=10),
+        "ewc+mas": learner(case, [EWC(strength=1e-3), MAS(strength=1e-6)], finished=10),
         "si": learner(case, [SI(strength=1e-3)]),
         "lwf": learner(case, [LwF(strength=1e-3)]),
         "agem": learner(case, [AGEM(per_task=256, batch_size=case.batch)]),
@@ -59,6 +62,9 @@ def rows(case: Case) -> Iterator[Row]:
         ("L2", "l2", own, "none", 1.10),
         ("EWC, 10 tasks", "ewc", own, "none", 1.10),
         ("EWC, 10 tasks", "ewc", "by hand", "bare", None),
+        ("EWC online, 10 tasks", "ewc online", own, "none", 1.10),
+        ("MAS, 10 tasks", "mas", own, "none", 1.10),
+        ("EWC and MAS, 10 tasks", "ewc+mas", own, "none", 1.10),
         ("SI, with its penalty", "si", own, "none", 1.25),
         ("SI, with its penalty", "si", "by hand", "bare", None),
         ("Replay", "replay", double, "bare twice", 1.06),

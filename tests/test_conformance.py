@@ -3,9 +3,27 @@
 from collections.abc import Callable
 
 import pytest
+from torch import nn
 
 from perdure import registry
-from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, Joint, LwF, Method, Replay
+from perdure.methods import (
+    AGEM,
+    DER,
+    EWC,
+    GEM,
+    KD,
+    L2,
+    MAS,
+    SI,
+    VCL,
+    DERpp,
+    Joint,
+    LwF,
+    Method,
+    MomentumKD,
+    Replay,
+)
+from perdure.models import mean_field
 from perdure.testing import MethodSuite
 
 METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
@@ -15,10 +33,14 @@ METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
     "ewc": (lambda: EWC(strength=1.0), lambda: EWC(strength=0)),
     "gem": (lambda: GEM(per_task=10), lambda: GEM(per_task=0)),
     "joint": (Joint, lambda: None),
+    "kd": (KD, lambda: KD(alpha=0)),
     "l2": (lambda: L2(strength=0.1), lambda: L2(strength=0)),
     "lwf": (LwF, lambda: LwF(strength=0)),
+    "mas": (lambda: MAS(strength=0.01), lambda: MAS(strength=0)),
+    "momentum_kd": (MomentumKD, lambda: MomentumKD(strength=0)),
     "replay": (lambda: Replay(capacity=30), lambda: Replay(capacity=0)),
     "si": (lambda: SI(strength=0.1), lambda: SI(strength=0)),
+    "vcl": (lambda: VCL(coreset=5, coreset_steps=3, samples=2), lambda: VCL(strength=0)),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
@@ -35,6 +57,10 @@ class TestMethods(MethodSuite):
     def _choose(self, name: str, scenario: str) -> None:
         self.build, self.build_off = METHODS[name]
         self.scenario = scenario
+        self.name = name
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        return mean_field(model) if self.name == "vcl" else model
 
     def on(self) -> Method:
         return self.build()

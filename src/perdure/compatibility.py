@@ -65,12 +65,17 @@ def check_methods(methods: Sequence[Method]) -> None:
     if {"gem", "agem"} <= set(names):
         raise IncompatibleError("'gem' and 'agem' both project the gradient; use one of them")
     penalties = sorted(set(names) & set(_PENALTIES))
+    if "vcl" in names and penalties:
+        raise IncompatibleError(
+            f"'vcl' and '{penalties[0]}' both pull the same weights to where the last task left them; use one of them"
+        )
     if len(penalties) > 1:
         _warn(f"{' and '.join(penalties)} each pull the same weights back, so old tasks count twice; one is usual")
     if "joint" in names and len(names) > 1:
         _warn("'joint' trains on all data so far, so another method beside it only stands in its way")
-    if "lwf" in names and {"der", "derpp"} & set(names):
-        _warn("'lwf' and 'der' both distil old outputs; one of them is usual")
+    distillers = [n for n in names if n in ("lwf", "kd", "momentum_kd", "der", "derpp")]
+    if len(distillers) > 1 and not set(distillers) <= {"der", "derpp"}:
+        _warn(f"'{distillers[0]}' and '{distillers[1]}' both distil old outputs; one of them is usual")
     if {"gem", "agem"} & set(names) and any(getattr(method, "solver", "") == "prox" for method in methods):
         _warn("a proximal penalty moves weights after the projection, which GEM and A-GEM then cannot guarantee")
 

@@ -45,7 +45,7 @@ class Criterion:
                 if source.share != 1.0:
                     term = term * source.share
                 total = term if total is None else total + term
-        return outputs.sum() * 0.0 if total is None else total
+        return outputs[:0].sum() if total is None else total  # zero, also where a head wrote -inf
 
     def _pool(
         self, outputs: Tensor, batch: Batch, sources: tuple[Source, ...], allowed: Callable[[Source, int], Allowed]

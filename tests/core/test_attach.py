@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import perdure
 from perdure.errors import IncompatibleError, UsageError
-from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, Joint, LwF, Method, Replay
+from perdure.methods import AGEM, DER, EWC, GEM, KD, L2, MAS, SI, DERpp, Joint, LwF, Method, MomentumKD, Replay
 from perdure.models.heads import MultiHead
 
 pytestmark = pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
@@ -73,6 +73,8 @@ EXACT: dict[str, Callable[[], list[Method]]] = {
     "ewc prox": lambda: [EWC(strength=1, solver="prox")],
     "si": lambda: [SI(strength=0.1)],
     "l2": lambda: [L2(strength=0.1)],
+    "mas": lambda: [MAS(strength=0.01)],
+    "penalties": lambda: [EWC(strength=1), L2(strength=0.1), MAS(strength=0.01)],
     "gem": lambda: [GEM(per_task=10)],
     "agem": lambda: [AGEM(per_task=10)],
     "replay": lambda: [Replay(30, weighting="sum", forward="separate")],
@@ -87,6 +89,10 @@ ROUNDED: dict[str, Callable[[], list[Method]]] = {
     "pooled separate": lambda: [Replay(30, forward="separate")],
     "1/t": lambda: [Replay(30, weighting="1/t")],
     "lwf": lambda: [LwF()],
+    "lwf of all rows": lambda: [LwF(replayed=True), Replay(30, weighting="sum", forward="separate")],
+    "kd": lambda: [KD()],
+    "kd+replay": lambda: [KD(alpha=0.3), Replay(30)],
+    "momentum_kd": lambda: [MomentumKD(), Replay(30)],
     "lwf+derpp": lambda: [LwF(), DERpp(30, forward="joint")],
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import perdure
-from perdure.methods import AGEM, DER, EWC, GEM, L2, SI, DERpp, LwF, Method, Replay
+from perdure.methods import AGEM, DER, EWC, GEM, KD, L2, MAS, SI, DERpp, LwF, Method, MomentumKD, Replay
 from perdure.models.heads import MultiHead
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -43,8 +43,11 @@ OFF: dict[str, Method] = {
     "ewc": EWC(strength=0),
     "ewc prox": EWC(strength=0, solver="prox"),
     "l2": L2(strength=0),
+    "mas": MAS(strength=0),
     "si": SI(strength=0),
+    "kd": KD(alpha=0),
     "lwf": LwF(strength=0),
+    "momentum_kd": MomentumKD(strength=0),
     "replay capacity": Replay(capacity=0),
     "replay ratio": Replay(ratio=0),
     "der": DER(alpha=0),
@@ -59,8 +62,11 @@ ON: dict[str, Method] = {
     "ewc prox": EWC(strength=1, solver="prox"),
     "ewc online": EWC(strength=1, mode="online", gamma=0.9),
     "l2": L2(strength=0.1),
+    "mas": MAS(strength=0.01),
     "si": SI(strength=0.1),
+    "kd": KD(),
     "lwf": LwF(),
+    "momentum_kd": MomentumKD(),
     "replay": Replay(capacity=50),
     "replay sum": Replay(capacity=50, weighting="sum", forward="separate"),
     "replay 1/t": Replay(capacity=50, weighting="1/t"),

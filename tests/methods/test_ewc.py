@@ -89,6 +89,8 @@ def test_training_equals_a_hand_written_loop(mode: str) -> None:
         fisher = fisher_by_loops(theirs, inputs(stream, task.index))
         if mode == "online" and terms:
             fisher = fisher + 0.5 * terms.pop()[0]
+        else:
+            terms = [(0.5 * importance, anchor) for importance, anchor in terms]
         terms.append((fisher, weights(theirs)))
     assert torch.allclose(weights(ours), weights(theirs), atol=1e-5)
 
@@ -106,6 +108,31 @@ def test_online_importance_decays_and_its_anchor_is_the_last_task(gamma: float) 
         assert torch.allclose(values(learner.parameters, penalty.importance), expected, rtol=1e-4, atol=1e-8)
         assert torch.equal(penalty.anchor, learner.parameters.theta)
         assert penalty.penalty() == 0.0
+
+
+def test_decay_in_separate_mode_keeps_every_anchor_and_the_value_of_the_explicit_sum() -> None:
+    stream = toy_stream("domain")
+    penalty = EWC(strength=2.0, gamma=0.5, fisher="exact")
+    model = toy_model(2)
+    learner = perdure.Learner(model, sgd, [penalty])
+    kept: list[tuple[Tensor, Tensor]] = []
+    for task in stream:
+        learner.fit_task(task, batch_size=8)
+        kept = [(0.5 * f, a) for f, a in kept]
+        kept.append((fisher_by_loops(model, inputs(stream, task.index)), weights(model)))
+    learner.parameters.theta.mul_(1.5)
+    explicit = sum(float((f.double() * (weights(model).double() - a.double()) ** 2).sum()) for f, a in kept)
+    assert penalty.penalty() == pytest.approx(explicit, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_normalised_importances_of_the_weights_in_scope_reach_one_in_every_type(dtype: torch.dtype) -> None:
+    stream = toy_stream("domain")
+    penalty = EWC(strength=0.1, normalise=True, exclude="head")
+    learner = perdure.Learner(toy_model(2).to(dtype), sgd, [penalty])
+    learner.fit_task(stream[0], batch_size=8)
+    assert float(penalty.importance.max()) == 1.0
+    assert not learner.parameters.views(penalty.importance)["head.weight"].any()
 
 
 def test_consolidating_leaves_no_trace() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from perdure.errors import DataError, UnknownNameError, UsageError
 from perdure.methods.fisher import ESTIMATORS, diagonal_fisher
-from perdure.methods.per_sample import PerSampleSquares, by_loop, by_vmap
+from perdure.methods.per_sample import PerSampleSums, by_loop, by_vmap, mean_over_samples
 from perdure.models import MLP, CosineHead, GrowingHead, MultiHead, SlimResNet18
 
 
@@ -249,10 +249,44 @@ def test_every_kind_of_layer_agrees_with_autograd_sample_by_sample(name):
     assert_same(fisher(model, x, y, estimator="exact"), by_hand(model, x, y, weigh_labels=True))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_absolute_gradients_of_every_kind_of_layer_agree_with_autograd_sample_by_sample(name):
+    model, x, y, _ = case(name)
+    model.eval()
+    cotangents = noise(len(y), 4, seed=8)
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for n in range(len(y)):
+        row = {key: value[n : n + 1] for key, value in x.items()} if isinstance(x, dict) else x[n : n + 1]
+        outputs = model(**row) if isinstance(row, dict) else model(row)
+        outputs = getattr(outputs, "logits", outputs)
+        value = (outputs.masked_fill(outputs.isinf(), 0) * cotangents[n : n + 1]).sum()
+        found = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+        for total, gradient in zip(expected.values(), found, strict=True):
+            total += 0 if gradient is None else gradient.abs() / len(y)
+    names = dict(model.named_parameters())
+    for size in (1, 4):
+        start = 0
+
+        def slopes(outputs, y):
+            nonlocal start
+            start += len(outputs)
+            given = cotangents[start - len(outputs) : start]
+            return [given.masked_fill(outputs.isinf(), 0)]
+
+        parts = zip(
+            [{k: v[i : i + size] for k, v in x.items()} for i in range(0, len(y), size)]
+            if isinstance(x, dict)
+            else x.split(size),
+            y.split(size),
+            strict=True,
+        )
+        assert_same(mean_over_samples(model, parts, slopes, names=names, size=torch.abs), expected)
+
+
 @pytest.mark.parametrize("name", [name for name, (_, _, way) in CASES.items() if way])
 def test_the_fastest_right_way_is_taken(name):
     model, x, _, way = case(name)
-    squares = PerSampleSquares(model.eval(), dict(model.named_parameters()))
+    squares = PerSampleSums(model.eval(), dict(model.named_parameters()))
     squares.add(x, lambda outputs: [torch.ones_like(outputs)])
     assert squares.way == way
 
@@ -264,7 +298,7 @@ def test_hooks_vmap_and_loop_agree(name):
     parameters = dict(model.named_parameters())
     cotangents = [noise(9, 4, seed=8), noise(9, 4, seed=9)]
     loop = by_loop(model, parameters, x, cotangents)
-    squares = PerSampleSquares(model, parameters)
+    squares = PerSampleSums(model, parameters)
     squares.add(x, lambda outputs: cotangents)
     assert_same(squares.total, loop)
     for chunk in (None, 2):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import perdure
 from perdure.errors import PerdureWarning
-from perdure.methods import EWC, L2, SI
+from perdure.methods import EWC, L2, MAS, SI
 from perdure.methods.quadratic import AnchoredPenalty
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*alone on a class-incremental")
@@ -107,7 +107,7 @@ def test_nothing_that_was_absorbed_is_kept_or_changed() -> None:
     assert torch.equal(penalty.anchor, state[1])
 
 
-@pytest.mark.parametrize("make", [L2, EWC, SI], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("make", [L2, EWC, MAS, SI], ids=lambda m: m.__name__)
 def test_no_state_aliases_theta(make: type[AnchoredPenalty]) -> None:
     stream = toy_stream("domain")
     penalty = make(strength=0.01)
@@ -217,7 +217,7 @@ def test_excluded_parameters_are_free() -> None:
     assert all(not views[name].any() for name in views if name != "body.0.weight")
 
 
-@pytest.mark.parametrize("make", [L2, EWC, SI], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("make", [L2, EWC, MAS, SI], ids=lambda m: m.__name__)
 def test_rows_of_new_classes_are_free_and_old_rows_keep_their_importance(make: type[AnchoredPenalty]) -> None:
     stream = toy_stream("class")
     penalty = make(strength=0.01)
@@ -237,7 +237,7 @@ def test_rows_of_new_classes_are_free_and_old_rows_keep_their_importance(make: t
 
 
 @pytest.mark.parametrize("solver", ["grad", "prox"])
-@pytest.mark.parametrize("make", [L2, EWC, SI], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("make", [L2, EWC, MAS, SI], ids=lambda m: m.__name__)
 def test_the_first_task_is_unaffected_and_the_second_is_not(make: type[AnchoredPenalty], solver: str) -> None:
     stream = toy_stream("domain")
     penalised = perdure.Learner(toy_model(2), sgd, [make(strength=0.5, solver=solver)])
@@ -327,3 +327,103 @@ def test_a_gradient_does_not_start_as_the_penalty_where_somebody_has_to_see_it_w
     assert starter(L2(), SI()) is None, "SI reads the gradient of the loss alone"
     assert starter(L2(), micro_batches=2) is None
     assert starter(L2(), precision="float16") is None
+
+
+# -- several penalties on one learner ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Second(AnchoredPenalty):
+    name: ClassVar[str] = "second"
+
+
+@dataclass
+class Third(AnchoredPenalty):
+    name: ClassVar[str] = "third"
+
+
+KINDS = (Given, Second, Third)
+STRENGTHS = (3.0, 0.2, 50.0)
+
+
+def several(solver: str, dtype: torch.dtype = torch.float32) -> tuple[perdure.Learner, list[tuple[Tensor, Tensor]]]:
+    """Three penalties on a learner whose loss has no gradient, and what each pulls with: importances and anchors."""
+    penalties = [kind(strength=lam, solver=solver) for kind, lam in zip(KINDS, STRENGTHS, strict=True)]
+    learner = perdure.Learner(
+        nn.Linear(4, 3).to(dtype), sgd, penalties, criterion=lambda outputs, y: outputs.sum(1) * 0.0
+    )
+    given = tasks(3, 15, dtype)
+    for penalty, (importance, anchor) in zip(penalties, given, strict=True):
+        penalty.absorb(spread(learner.parameters, importance / 1e4), spread(learner.parameters, anchor))
+    return learner, [(lam * f.double() / 1e4, a.double()) for lam, (f, a) in zip(STRENGTHS, given, strict=True)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
+def test_several_penalties_add_as_one_what_they_add_one_by_one(dtype: torch.dtype, tolerance: float) -> None:
+    learner, given = several("grad", dtype)
+    gradient = torch.zeros_like(learner.parameters.theta)
+    for method in learner.hooks["add_gradient"]:
+        method.add_gradient(gradient)
+    theta = weights(learner.model).double()
+    expected = sum((s * (theta - a) for s, a in given), torch.zeros(()))
+    size = sum((s * (theta - a).abs() for s, a in given), torch.zeros(()))
+    off = (values(learner.parameters, gradient).double() - expected).abs()
+    assert bool((off <= tolerance * size).all())
+    assert float(expected.abs().max()) > 0.01
+
+
+def test_only_the_first_of_several_penalties_touches_the_gradient_and_none_is_forgotten() -> None:
+    learner, _ = several("grad")
+    first, *others = learner.hooks["add_gradient"]
+    zero, gradient = torch.zeros_like(learner.parameters.theta), torch.zeros_like(learner.parameters.theta)
+    for method in others:
+        method.add_gradient(gradient)
+    assert torch.equal(gradient, zero)
+    first.add_gradient(gradient)
+    others[-1].replace(zero.clone(), zero.clone())
+    now = torch.zeros_like(gradient)
+    first.add_gradient(now)
+    assert not torch.equal(now, gradient), "a change of one is a change of the sum"
+
+
+def test_several_proximal_penalties_are_solved_together() -> None:
+    learner, given = several("prox")
+    before = weights(learner.model).double()
+    learner.begin_task("again")
+    learner.step(torch.ones(2, 4), torch.zeros(2))
+    above = before + sum((0.1 * s * a for s, a in given), torch.zeros(()))
+    expected = above / (1 + sum((0.1 * s for s, _ in given), torch.zeros(())))
+    assert torch.allclose(weights(learner.model).double(), expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*each pull the same weights")
+@pytest.mark.parametrize("head", [None, "growing"])
+def test_ewc_mas_and_si_together_train_as_when_each_adds_its_own(head: str | None) -> None:
+    """Also with a growing head, where all of them have to follow the new layout."""
+
+    class Apart(EWC):
+        merges = False
+
+    stream = toy_stream("class")
+    found = []
+    for kind in (EWC, Apart):
+        methods = [kind(strength=3.0, fisher="exact"), MAS(strength=0.02), SI(strength=0.5)]
+        learner = perdure.Learner(toy_model(head=head), sgd, methods)
+        learner.fit(stream, epochs=2, batch_size=8)
+        found.append(weights(learner.model))
+    assert not torch.equal(*found)
+    assert torch.allclose(*found, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*each pull the same weights")
+def test_a_penalty_whose_importances_may_be_negative_stays_alone() -> None:
+    si, other = SI(strength=2.0, clamp=False), L2(strength=1.0)
+    learner = perdure.Learner(nn.Linear(4, 3), partial(torch.optim.SGD, lr=1e-9), [si, other])
+    ones = learner.parameters.pack({}, fill=1.0)
+    # Together they would have no curvature at all, but a slope.
+    si.replace(-0.5 * ones, 2 * ones)
+    other.replace(ones, 3 * ones)
+    gradient = torch.zeros_like(ones)
+    for method in learner.hooks["add_gradient"]:
+        method.add_gradient(gradient)
+    assert torch.allclose(gradient, -ones)

@@ -13,26 +13,50 @@ if TYPE_CHECKING:
     from perdure.methods.ewc import EWC
     from perdure.methods.gem import GEM
     from perdure.methods.joint import Joint
+    from perdure.methods.kd import KD
     from perdure.methods.l2 import L2
     from perdure.methods.lwf import LwF
+    from perdure.methods.mas import MAS
+    from perdure.methods.momentum_kd import MomentumKD
     from perdure.methods.replay import Replay
     from perdure.methods.si import SI
+    from perdure.methods.vcl import VCL
 
 _HOMES = {
     "AGEM": "agem",
     "DER": "der",
     "EWC": "ewc",
     "GEM": "gem",
+    "KD": "kd",
     "L2": "l2",
+    "MAS": "mas",
     "SI": "si",
+    "VCL": "vcl",
     "DERpp": "derpp",
     "Joint": "joint",
     "LwF": "lwf",
     "Method": "base",
+    "MomentumKD": "momentum_kd",
     "Replay": "replay",
 }
 
-__all__ = ["AGEM", "DER", "EWC", "GEM", "L2", "SI", "DERpp", "Joint", "LwF", "Method", "Replay"]
+__all__ = [
+    "AGEM",
+    "DER",
+    "EWC",
+    "GEM",
+    "KD",
+    "L2",
+    "MAS",
+    "SI",
+    "VCL",
+    "DERpp",
+    "Joint",
+    "LwF",
+    "Method",
+    "MomentumKD",
+    "Replay",
+]
 
 
 def __getattr__(name: str) -> Any:

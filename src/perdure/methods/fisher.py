@@ -7,7 +7,6 @@ the expectation of v v^T is diag(p) - p p^T for all that estimate the Fisher its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.errors import DataError, UnknownNameError, UsageError
-from perdure.methods.per_sample import Cotangents, PerSampleSquares
-from perdure.methods.side_passes import eval_mode
+from perdure.methods.per_sample import Cotangents, mean_over_samples
 from perdure.registry import nearest
-from perdure.tree import rows, take
 
 ESTIMATORS = ("rademacher", "exact", "sample", "empirical", "predicted")
 
@@ -90,28 +87,10 @@ def diagonal_fisher(
     if draws < 1 or (samples is not None and samples < 1):
         raise UsageError(f"the Fisher needs at least one sample and draw, not samples={samples}, draws={draws}")
     cotangents = _Cotangents(estimator, draws, columns, generator)
-    squares = PerSampleSquares(model, names)
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
-    used = 0
-    # Layer hooks and vmap need the modules themselves, not a graph compiled without them.
-    compiled = any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules())
-    eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with eval_mode(model), torch.random.fork_rng(devices=devices), eagerly:
-        for x, y in batches:
-            count = rows(x)
-            if samples is not None and used + count > samples:
-                count = samples - used
-                x, y = take(x, slice(count)), y[:count]
-            if count:
-                squares.add(x, lambda outputs, y=y: cotangents(outputs, y))  # type: ignore[misc]
-            used += count
-            if used == samples:
-                break
-    if not used:
-        raise DataError("the Fisher information needs at least one sample; the data is empty")
+    found = mean_over_samples(model, batches, cotangents, names=names, samples=samples)
     # A mean over draws, except for "exact", whose backward passes are the terms of one sum.
-    divisor = used * (draws if estimator in ("rademacher", "sample") else 1)
-    return {name: (total / divisor).float() for name, total in squares.total.items()}
+    divisor = draws if estimator in ("rademacher", "sample") else 1
+    return {name: mean / divisor for name, mean in found.items()} if divisor > 1 else found
 
 
 class _Cotangents:

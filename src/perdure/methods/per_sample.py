@@ -1,14 +1,14 @@
-"""Squared per-sample gradients of a whole model: by layer hooks, by vmap, or one sample after the other.
+"""Squared or absolute per-sample gradients of a whole model: by layer hooks, by vmap, or one sample after the other.
 
 All three take the gradient of sum(v * outputs) for cotangents v and give, for every parameter, the sum over samples and
-cotangents of its square. Hooks cost little more than a plain backward pass; what they do not know falls back to
-`torch.func.vmap`, and what vmap cannot trace to a loop.
+cotangents of its size (`torch.square` or `torch.abs`). Hooks cost little more than a plain backward pass; what they do
+not know falls back to `torch.func.vmap`, and what vmap cannot trace to a loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,19 +16,80 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from perdure.methods.layer_squares import Rule, rule_for
+from perdure.errors import DataError
+from perdure.methods.layer_sums import Rule, Size, rule_for
+from perdure.methods.side_passes import eval_mode
 from perdure.parameters import unwrap
 from perdure.tree import rows, take, tree_map
 
 # Values that vmap may hold as per-sample gradients at a time.
 CHUNK = 2**24
 
-Squares = dict[str, Tensor]
+Sums = dict[str, Tensor]
 Cotangents = Iterable[Tensor]
 
 
 class UnsupportedError(Exception):
     """The layer hooks cannot account for this model; another way has to be taken."""
+
+
+def mean_over_samples(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Tensor]],
+    cotangents: Callable[[Tensor, Tensor], Cotangents],
+    *,
+    names: Mapping[str, nn.Parameter],
+    samples: int | None = None,
+    size: Size = torch.square,
+) -> Sums:
+    """The mean over samples of the size of the gradient of sum(v * outputs), summed over the cotangents v.
+
+    The model runs in evaluation mode and is left as it was: modes, gradients, running statistics and torch's global
+    generator do not change.
+
+    Parameters
+    ----------
+    batches
+        (x, y) pairs, ready for the model.
+    cotangents
+        Maps a batch's outputs and its y to tensors like the outputs.
+    names
+        The parameters wanted, by name.
+    samples
+        Use exactly so many samples (all by default).
+    size
+        `torch.square` or `torch.abs`.
+
+    Returns
+    -------
+    dict
+        One float32 tensor a name, of the parameter's shape, on its device; zero for parameters that took no part.
+
+    Raises
+    ------
+    DataError
+        If there is no sample.
+    """
+    sums = PerSampleSums(model, names, size)
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+    used = 0
+    # Layer hooks and vmap need the modules themselves, not a graph compiled without them.
+    compiled = any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules())
+    eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with eval_mode(model), torch.random.fork_rng(devices=devices), eagerly:
+        for x, y in batches:
+            count = rows(x)
+            if samples is not None and used + count > samples:
+                count = samples - used
+                x, y = take(x, slice(count)), y[:count]
+            if count:
+                sums.add(x, lambda outputs, y=y: cotangents(outputs, y))  # type: ignore[misc]
+            used += count
+            if used == samples:
+                break
+    if not used:
+        raise DataError("importances need at least one sample; the data is empty")
+    return {name: (total / used).float() for name, total in sums.total.items()}
 
 
 def call(model: nn.Module, x: Any) -> Tensor:
@@ -39,14 +100,17 @@ def call(model: nn.Module, x: Any) -> Tensor:
 
 
 class LayerHooks:
-    """A forward pass whose backward passes add squared per-sample gradients to `squares`, without a parameter graph.
+    """A forward pass whose backward passes add sizes of per-sample gradients to `sums`, without a parameter graph.
 
     Raises UnsupportedError for modules without a rule, weights in two places, modules called twice, and layers whose
     first dimension is not the sample.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], squares: Squares) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], sums: Sums, size: Size = torch.square
+    ) -> None:
         self.model = model
+        self.size = size
         self._rows = 0
         self._anchor = torch.empty(0)
         self._called: set[nn.Module] = set()
@@ -59,7 +123,7 @@ class LayerHooks:
                 raise UnsupportedError("a parameter is used in several places")
             seen.update(wanted.values())
             if wanted:
-                self._sums[module] = {key: squares[name] for key, name in wanted.items()}
+                self._sums[module] = {key: sums[name] for key, name in wanted.items()}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -85,7 +149,7 @@ class LayerHooks:
             return call(self.model, x)
 
     def backward(self, outputs: Tensor, cotangents: Cotangents) -> None:
-        """Add up the squares of each of `cotangents`, tensors like the outputs."""
+        """Add up the sizes for each of `cotangents`, tensors like the outputs."""
         if outputs.requires_grad:
             for cotangent in cotangents:
                 torch.autograd.grad(outputs, self._anchor, cotangent, retain_graph=True, allow_unused=True)
@@ -108,7 +172,7 @@ class LayerHooks:
     def _accumulate(self, rule: Rule, module: nn.Module, a: Tensor, g: Tensor) -> None:
         sums = self._sums[module]
         kind = next(iter(sums.values())).dtype
-        rule(module, a.to(kind) if a.is_floating_point() else a, g.detach().to(kind), sums)
+        rule(module, a.to(kind) if a.is_floating_point() else a, g.detach().to(kind), self.size, sums)
 
 
 class _Root(torch.autograd.Function):
@@ -125,11 +189,16 @@ class _Root(torch.autograd.Function):
 
 
 def by_vmap(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], x: Any, cotangents: Cotangents, chunk: int | None = None
-) -> Squares:
-    """Squares summed over samples and cotangents, with per-sample gradients in chunks of samples."""
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    x: Any,
+    cotangents: Cotangents,
+    chunk: int | None = None,
+    size: Size = torch.square,
+) -> Sums:
+    """Sizes summed over samples and cotangents, with per-sample gradients in chunks of samples."""
     fixed, trained = _split(model, parameters)
-    squares = zeros(parameters)
+    sums = zeros(parameters)
 
     def objective(values: dict[str, Tensor], row: Any, cotangent: Tensor) -> Tensor:
         state = {**fixed, **{place: values[name] for name, places in trained.items() for place in places}}
@@ -141,21 +210,27 @@ def by_vmap(
         return total
 
     values = {name: parameters[name].detach() for name in trained}
-    size = chunk or max(1, min(32, CHUNK // max(1, sum(value.numel() for value in values.values()))))
-    gradient: Callable[..., Squares] = torch.func.vmap(
+    most = chunk or max(1, min(32, CHUNK // max(1, sum(value.numel() for value in values.values()))))
+    gradient: Callable[..., Sums] = torch.func.vmap(
         torch.func.grad(objective), in_dims=(None, 0, 0), randomness="different"
     )
     for cotangent in cotangents:
-        for start in range(0, len(cotangent), size):
-            part = slice(start, start + size)
+        for start in range(0, len(cotangent), most):
+            part = slice(start, start + most)
             for name, each in gradient(values, take(x, part), cotangent[part]).items():
-                squares[name] += each.to(squares[name].dtype).square_().sum(0)
-    return squares
+                sums[name] += size(each.to(sums[name].dtype)).sum(0)
+    return sums
 
 
-def by_loop(model: nn.Module, parameters: Mapping[str, nn.Parameter], x: Any, cotangents: Cotangents) -> Squares:
-    """Squares summed over samples and cotangents, one backward pass each."""
-    squares = zeros(parameters)
+def by_loop(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    x: Any,
+    cotangents: Cotangents,
+    size: Size = torch.square,
+) -> Sums:
+    """Sizes summed over samples and cotangents, one backward pass each."""
+    sums = zeros(parameters)
     frozen = [parameter for parameter in parameters.values() if not parameter.requires_grad]
     try:
         for parameter in frozen:
@@ -170,13 +245,13 @@ def by_loop(model: nn.Module, parameters: Mapping[str, nn.Parameter], x: Any, co
                 gradients = torch.autograd.grad(
                     outputs, list(parameters.values()), cotangent[n : n + 1], retain_graph=True, allow_unused=True
                 )
-                for total, gradient in zip(squares.values(), gradients, strict=True):
+                for total, gradient in zip(sums.values(), gradients, strict=True):
                     if gradient is not None:
-                        total += gradient.to(total.dtype).square()
+                        total += size(gradient.to(total.dtype))
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-    return squares
+    return sums
 
 
 def _split(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
@@ -192,13 +267,13 @@ def _split(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> tuple[di
     return fixed, trained
 
 
-def zeros(parameters: Mapping[str, nn.Parameter]) -> Squares:
+def zeros(parameters: Mapping[str, nn.Parameter]) -> Sums:
     """Sums at zero, in float32 at least."""
     return {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
 
 
-class PerSampleSquares:
-    """Adds up squared per-sample gradients over batches, the fastest way that is right for the model.
+class PerSampleSums:
+    """Adds up squared or absolute per-sample gradients over batches, the fastest way that is right for the model.
 
     The layer hooks are checked against plain autograd on one sample before they are trusted. The model should be in
     evaluation mode.
@@ -209,11 +284,14 @@ class PerSampleSquares:
         Called on the batches; outputs [n, ...].
     parameters
         Whose gradients are wanted, by name; `total` has the same names.
+    size
+        `torch.square` or `torch.abs`, of every entry of a sample's gradient.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], size: Size = torch.square) -> None:
         self.model = unwrap(model)
         self.parameters = dict(parameters)
+        self.size = size
         self.total = zeros(parameters)
         self.way = "hooks"
         self._hooks: LayerHooks | None = None
@@ -235,18 +313,18 @@ class PerSampleSquares:
         found = None
         if self.way == "vmap":
             try:
-                found = by_vmap(self.model, self.parameters, x, together)
+                found = by_vmap(self.model, self.parameters, x, together, size=self.size)
             except Exception:  # whatever vmap cannot trace; an error of the model's own comes again in the loop
                 self.way = "loop"
         if found is None:
-            found = by_loop(self.model, self.parameters, x, together)
-        for name, squares in found.items():
-            self.total[name] += squares
+            found = by_loop(self.model, self.parameters, x, together, self.size)
+        for name, sums in found.items():
+            self.total[name] += sums
 
     def _checked_hooks(self, x: Any) -> LayerHooks:
         """Hooks that add to `total`, if on one row they do what plain autograd does."""
         trial = zeros(self.parameters)
-        hooks = LayerHooks(self.model, self.parameters, trial)
+        hooks = LayerHooks(self.model, self.parameters, trial, self.size)
         with hooks.attached():
             try:
                 outputs = hooks.forward(x)
@@ -254,18 +332,18 @@ class PerSampleSquares:
                 raise
             except Exception:
                 # A model that cannot take a single row can be run by hooks alone.
-                return LayerHooks(self.model, self.parameters, self.total)
+                return LayerHooks(self.model, self.parameters, self.total, self.size)
             signs = torch.ones_like(outputs).flatten()
             signs[1::2] = -1
             cotangent = [signs.view_as(outputs).masked_fill(~outputs.isfinite(), 0)]
             hooks.backward(outputs, cotangent)
-        expected = by_loop(self.model, self.parameters, x, cotangent)
-        for name, squares in expected.items():
+        expected = by_loop(self.model, self.parameters, x, cotangent, self.size)
+        for name, sums in expected.items():
             # What is not finite cannot be compared; whoever wants the importances will find them so.
             if (
-                squares.numel()
-                and squares.isfinite().all()
-                and not torch.allclose(trial[name], squares, rtol=0, atol=0.02 * float(squares.max()))
+                sums.numel()
+                and sums.isfinite().all()
+                and not torch.allclose(trial[name], sums, rtol=0, atol=0.02 * float(sums.max()))
             ):
                 raise UnsupportedError(f"parameter '{name}' is used outside its module")
-        return LayerHooks(self.model, self.parameters, self.total)
+        return LayerHooks(self.model, self.parameters, self.total, self.size)

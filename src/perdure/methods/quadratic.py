@@ -1,7 +1,8 @@
 """The one object behind every penalty that pulls weights back: `strength / 2 * sum_i S_i (theta_i - mu_i)^2`.
 
 Several anchors merge into one exactly (training-methods, principle 1), so memory and time do not grow with the number
-of tasks: with importances F_k and anchors theta_k, S = sum F_k and mu = sum F_k theta_k / S.
+of tasks: with importances F_k and anchors theta_k, S = sum F_k and mu = sum F_k theta_k / S. Several penalties on one
+learner merge in the same way, each weighted by its strength, so that a step costs what it costs with one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class AnchoredPenalty(Method):
     needs_boundaries: ClassVar[bool] = True
     ranks: ClassVar[dict[str, int]] = {"on_update": PROX}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta"}
-    transient: ClassVar[tuple[str, ...]] = ("_scaled",)
+    transient: ClassVar[tuple[str, ...]] = ("_kept",)
 
     def __post_init__(self) -> None:
         check_value(self.name, "strength", self.strength)
@@ -63,6 +64,7 @@ class AnchoredPenalty(Method):
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
+        self._kept: tuple[Tensor, Tensor] | tuple[()] | None = None
         self.importance: Tensor | None = None
         self.anchor: Tensor | None = None
         self.constant = 0.0
@@ -77,7 +79,8 @@ class AnchoredPenalty(Method):
         self._forget_caches()
 
     def _forget_caches(self) -> None:
-        self._scaled: Tensor | None = None
+        for penalty in self._together():
+            penalty._kept = None
 
     # -- consolidating --------------------------------------------------------------------------------------------
 
@@ -87,13 +90,9 @@ class AnchoredPenalty(Method):
         importance = self._in_scope(importance)
         if self.importance is None or self.anchor is None:
             self.importance, self.anchor = torch.zeros_like(importance), anchor.clone()
-        old, distance = self.importance, anchor - self.anchor
-        total = old + importance
-        tiny = torch.finfo(total.dtype).tiny
-        part = torch.where(total > 0, importance / total.clamp_min(tiny), torch.zeros_like(total))
-        self.constant += 0.5 * float((old * part * distance**2).sum(dtype=torch.float64))
-        self.anchor = torch.where(total > 0, self.anchor + part * distance, anchor)
-        self.replace(total, self.anchor)
+        total, mean, constant = merged(self.importance, self.anchor, importance, anchor)
+        self.constant += float(constant)
+        self.replace(total, mean)
 
     def replace(self, importance: Tensor, anchor: Tensor) -> None:
         """Set S [P] and mu [P] outright."""
@@ -129,16 +128,43 @@ class AnchoredPenalty(Method):
         distance = (self.parameters.theta - self.anchor).double()
         return self.strength * (0.5 * float((self.importance.double() * distance**2).sum()) + self.constant)
 
-    def _pull(self) -> Tensor | None:
-        """`strength * S` [P], kept because it is needed at every step; None before the first task ends."""
-        if self._scaled is None and self.importance is not None:
-            self._scaled = self.strength * self.importance
-        return self._scaled
+    @property
+    def merges(self) -> bool:
+        """Whether this penalty is a quadratic with importances of at least 0 and nothing else, so that it can merge."""
+        kind = type(self)
+        plain = (kind.add_gradient, kind.on_update) == (AnchoredPenalty.add_gradient, AnchoredPenalty.on_update)
+        return plain and self.has("add_gradient" if self.solver == "grad" else "on_update")
+
+    def _together(self) -> list[AnchoredPenalty]:
+        """The learner's penalties that the first of them adds as one, in a fixed order; itself if it stays alone."""
+        if not self.merges:
+            return [self]
+        penalties = [m for m in self.learner.methods if isinstance(m, AnchoredPenalty) and m.solver == self.solver]
+        return [penalty for penalty in penalties if penalty.merges]
+
+    def _pull(self) -> tuple[Tensor, Tensor] | tuple[()]:
+        """`strength * S` [P] and mu [P] of all penalties that this one adds, kept because every step needs them.
+
+        Empty before the first task ends, and where another penalty adds this one too.
+        """
+        if self._kept is None:
+            self._kept = self._combined()
+        return self._kept
+
+    def _combined(self) -> tuple[Tensor, Tensor] | tuple[()]:
+        together = self._together()
+        ready = [(p.strength * p.importance, p.anchor) for p in together if p.importance is not None]
+        if together[0] is not self or not ready:
+            return ()
+        total, mean = ready[0]
+        assert mean is not None
+        for scaled, anchor in ready[1:]:
+            assert anchor is not None
+            total, mean, _ = merged(total, mean, scaled, anchor)
+        return total, mean
 
     def start_gradient(self, grad: Tensor) -> bool:
-        if type(self).add_gradient is not AnchoredPenalty.add_gradient:
-            return False
-        return self._write_pull(grad)
+        return type(self).add_gradient is AnchoredPenalty.add_gradient and self._write_pull(grad)
 
     def add_gradient(self, grad: Tensor) -> None:
         # Product and sum are rounded separately, so a buffer that starts as the penalty has the same bits.
@@ -147,21 +173,18 @@ class AnchoredPenalty(Method):
 
     def _write_pull(self, into: Tensor) -> bool:
         """The penalty's gradient `strength * S * (theta - mu)` [P]; false before the first task ends."""
-        scaled = self._pull()
-        if scaled is None:
-            return False
-        assert self.anchor is not None
-        torch.sub(self.parameters.theta, self.anchor, out=into).mul_(scaled)
-        return True
+        pull = self._pull()
+        if pull:
+            torch.sub(self.parameters.theta, pull[1], out=into).mul_(pull[0])
+        return bool(pull)
 
     @torch.no_grad()
     def on_update(self, before: Tensor, theta: Tensor) -> None:
         """`theta <- (theta + a mu) / (1 + a)` with `a = lr * strength * S`; a weight on its anchor keeps its bits."""
-        scaled = self._pull()
-        if scaled is not None:
-            assert self.anchor is not None
-            a = scaled * self._rates()
-            theta.sub_((theta - self.anchor) * (a / (1 + a)))
+        pull = self._pull()
+        if pull:
+            a = pull[0] * self._rates()
+            theta.sub_((theta - pull[1]) * (a / (1 + a)))
 
     def _rates(self) -> float | Tensor:
         """Learning rates of this step: a number if all are the same, else [P]; zero where a parameter is frozen."""
@@ -174,3 +197,14 @@ class AnchoredPenalty(Method):
         for name, where in self.parameters.slices.items():
             vector[where] = rates.get(name, 0.0) if members[name].requires_grad else 0.0
         return vector
+
+
+def merged(s: Tensor, mu: Tensor, importance: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One quadratic equal to the sum of two, all vectors [P]: its importance, its anchor, and its smallest value.
+
+    `sum S/2 (t - mu)^2 + sum F/2 (t - a)^2 = sum (S + F)/2 (t - mean)^2 + constant`, without cancellation.
+    """
+    total, distance = s + importance, anchor - mu
+    part = torch.where(total > 0, importance / total.clamp_min(torch.finfo(total.dtype).tiny), torch.zeros_like(total))
+    constant = 0.5 * (s * part * distance**2).sum(dtype=torch.float64)
+    return total, torch.where(total > 0, mu + part * distance, anchor), constant

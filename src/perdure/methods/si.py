@@ -56,7 +56,7 @@ class SI(AnchoredPenalty):
     needs_update: ClassVar[bool] = True
     ranks: ClassVar[dict[str, int]] = {**AnchoredPenalty.ranks, "project_gradient": 99}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta", "path": 0.0}
-    transient: ClassVar[tuple[str, ...]] = ("_scaled", "_raw")
+    transient: ClassVar[tuple[str, ...]] = ("_kept", "_raw")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +74,10 @@ class SI(AnchoredPenalty):
     def _forget_caches(self) -> None:
         super()._forget_caches()
         self._raw: Tensor | None = None
+
+    @property
+    def merges(self) -> bool:
+        return self.clamp and super().merges
 
     def has(self, hook: str) -> bool:
         if hook in ("observe_gradient", "project_gradient"):

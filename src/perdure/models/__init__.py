@@ -6,21 +6,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perdure.models.bayesian import MeanFieldConv2d, MeanFieldLinear, mean_field
     from perdure.models.heads import CosineHead, GrowingHead, MultiHead, make_head
     from perdure.models.mlp import MLP
     from perdure.models.slim_resnet import SlimResNet18
     from perdure.models.small_cnn import SmallCNN
 
-__all__ = ["MLP", "CosineHead", "GrowingHead", "MultiHead", "SlimResNet18", "SmallCNN", "make_head"]
+__all__ = [
+    "MLP",
+    "CosineHead",
+    "GrowingHead",
+    "MeanFieldConv2d",
+    "MeanFieldLinear",
+    "MultiHead",
+    "SlimResNet18",
+    "SmallCNN",
+    "make_head",
+    "mean_field",
+]
 
 _MODULES = {
     "CosineHead": "heads",
     "GrowingHead": "heads",
     "MLP": "mlp",
+    "MeanFieldConv2d": "bayesian",
+    "MeanFieldLinear": "bayesian",
     "MultiHead": "heads",
     "SlimResNet18": "slim_resnet",
     "SmallCNN": "small_cnn",
     "make_head": "heads",
+    "mean_field": "bayesian",
 }
 
 

@@ -41,6 +41,10 @@ class MethodSuite:
         """The method switched off, or None if it has no such setting."""
         return None
 
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """A plain model as the method needs it (with mean-field layers, say); changed in place or a new one."""
+        return model
+
     # -- tests ----------------------------------------------------------------------------------------------------
 
     def test_switched_off_it_is_fine_tuning_bit_for_bit(self) -> None:
@@ -95,6 +99,7 @@ class MethodSuite:
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))
         model[2].requires_grad_(False)
         model[2].eval()
+        self.prepared(model)
         learner = Learner(model, partial(torch.optim.SGD, lr=0.05), [self.on()], scenario=self.scenario)
         statistics = {name: tensor.clone() for name, tensor in model.named_buffers()}
         self._run(learner)
@@ -106,7 +111,7 @@ class MethodSuite:
     def _learner(self, methods: list[Method], head: nn.Module | None = None) -> Learner:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PerdureWarning)
-            model = MLP(64, [12], 10, head=head, seed=3)
+            model = self.prepared(MLP(64, [12], 10, head=head, seed=3))
             learner = Learner(model, partial(torch.optim.SGD, lr=0.05, momentum=0.5), methods)
             learner.adopt(split_digits(scenario=self.scenario, seed=0))
             return learner

@@ -1,9 +1,10 @@
-"""Sums of squared per-sample gradients, layer by layer, without per-sample gradients where a formula knows them.
+"""Sums of squared or absolute per-sample gradients, layer by layer, by a formula where there is one.
 
 For a linear layer with one row a sample the gradient of sample n is the outer product g_n a_n, so the sum of its
-squares over n is (g * g)^T (a * a): one matrix product. Layers that use a weight several times a sample (tokens,
-pixels) first need the sample's own sum. Every rule takes a layer, its input `a`, the gradient `g` at its output and
-`sums`, and adds to sums["weight"], sums["bias"], ... those that are there.
+squares over n is (g * g)^T (a * a): one matrix product; absolute values split the same way. Layers that use a weight
+several times a sample (tokens, pixels) first need the sample's own sum. Every rule takes a layer, its input `a`, the
+gradient `g` at its output, `size` (`torch.square` or `torch.abs`) and `sums`, and adds to sums["weight"], sums["bias"],
+... those that are there.
 """
 
 from __future__ import annotations
@@ -18,38 +19,39 @@ from torch.nn import functional as F
 from perdure.models.heads import CosineHead
 
 Sums = Mapping[str, Tensor]
-Rule = Callable[[Any, Tensor, Tensor, Sums], None]
+Size = Callable[..., Tensor]
+Rule = Callable[[Any, Tensor, Tensor, Size, Sums], None]
 
 # Values that a layer's per-sample gradients may take at a time.
 CHUNK = 2**19
 
 
-def linear(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
+def linear(layer: Any, a: Tensor, g: Tensor, size: Size, sums: Sums) -> None:
     if a.ndim == 2:
-        squared = g * g
+        sizes = size(g)
         if "weight" in sums:
-            sums["weight"].addmm_(squared.T, a * a)
+            sums["weight"].addmm_(sizes.T, size(a))
         if "bias" in sums:
-            sums["bias"] += squared.sum(0)
+            sums["bias"] += sizes.sum(0)
         return
     a, g = a.flatten(1, -2), g.flatten(1, -2)
     if "weight" in sums:
-        for part, size in _chunks(len(a), sums["weight"].numel()):
-            each = torch.bmm(g.narrow(0, part, size).mT, a.narrow(0, part, size))
-            sums["weight"] += each.square_().sum(0)
+        for part, count in _chunks(len(a), sums["weight"].numel()):
+            each = torch.bmm(g.narrow(0, part, count).mT, a.narrow(0, part, count))
+            sums["weight"] += size(each, out=each).sum(0)
     if "bias" in sums:
-        sums["bias"] += g.sum(1).square_().sum(0)
+        sums["bias"] += size(g.sum(1)).sum(0)
 
 
-def convolution(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
+def convolution(layer: Any, a: Tensor, g: Tensor, size: Size, sums: Sums) -> None:
     if "bias" in sums:
-        sums["bias"] += g.flatten(2).sum(2).square_().sum(0)
+        sums["bias"] += size(g.flatten(2).sum(2)).sum(0)
     if "weight" not in sums:
         return
     if isinstance(layer, nn.Conv1d):  # an image of height one
         a, g = a.unsqueeze(2), g.unsqueeze(2)
     ones = (1,) * (2 - len(layer.kernel_size))
-    size, stride, dilation = (ones + tuple(v) for v in (layer.kernel_size, layer.stride, layer.dilation))
+    kernel, stride, dilation = (ones + tuple(v) for v in (layer.kernel_size, layer.stride, layer.dilation))
     padding = layer._reversed_padding_repeated_twice
     if any(padding):
         a = F.pad(a, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
@@ -57,13 +59,13 @@ def convolution(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
     a, g = a.permute(0, 2, 3, 1).contiguous(), g.permute(0, 2, 3, 1)
     samples, pixels, groups = len(g), g[0, ..., 0].numel(), layer.groups
     outputs, inputs = layer.out_channels // groups, layer.in_channels // groups
-    width = size[0] * size[1] * inputs
+    width = kernel[0] * kernel[1] * inputs
     weight = torch.zeros(groups, outputs, width, dtype=g.dtype, device=g.device)
     for start, count in _chunks(samples, groups * width * max(outputs, pixels)):
         piece = a.narrow(0, start, count)
         by_sample, by_row, by_column, by_channel = piece.stride()
         patches = piece.as_strided(
-            (count, groups, *g.shape[1:3], *size, inputs),
+            (count, groups, *g.shape[1:3], *kernel, inputs),
             (
                 by_sample,
                 inputs * by_channel,
@@ -78,59 +80,66 @@ def convolution(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
         each = torch.bmm(
             gradient.reshape(count * groups, outputs, pixels), patches.reshape(count * groups, pixels, width)
         )
-        weight += each.square_().view(count, *weight.shape).sum(0)
+        weight += size(each, out=each).view(count, *weight.shape).sum(0)
     sums["weight"] += weight.view(groups * outputs, *layer.kernel_size, inputs).movedim(-1, 1)
 
 
-def batch_norm(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
+def batch_norm(layer: Any, a: Tensor, g: Tensor, size: Size, sums: Sums) -> None:
     # Sums of g (a - mean) / deviation over the pixels, without writing the normalised input out.
     plain, weighted = g, g * a
     if a.ndim > 2:
         plain, weighted = g.flatten(2).sum(2), weighted.flatten(2).sum(2)
-    _affine((weighted - plain * layer.running_mean) * torch.rsqrt(layer.running_var + layer.eps), plain, sums)
+    _affine((weighted - plain * layer.running_mean) * torch.rsqrt(layer.running_var + layer.eps), plain, size, sums)
 
 
-def layer_norm(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
+def layer_norm(layer: Any, a: Tensor, g: Tensor, size: Size, sums: Sums) -> None:
     weighted = F.layer_norm(a, layer.normalized_shape, eps=layer.eps) * g
     shared = tuple(range(1, a.ndim - len(layer.normalized_shape)))
-    _affine(weighted.sum(shared) if shared else weighted, g.sum(shared) if shared else g, sums)
+    _affine(weighted.sum(shared) if shared else weighted, g.sum(shared) if shared else g, size, sums)
 
 
-def group_norm(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
+def group_norm(layer: Any, a: Tensor, g: Tensor, size: Size, sums: Sums) -> None:
     weighted = F.group_norm(a, layer.num_groups, eps=layer.eps) * g
     shared = tuple(range(2, a.ndim))
-    _affine(weighted.sum(shared) if shared else weighted, g.sum(shared) if shared else g, sums)
+    _affine(weighted.sum(shared) if shared else weighted, g.sum(shared) if shared else g, size, sums)
 
 
-def _affine(weight: Tensor, bias: Tensor, sums: Sums) -> None:
-    """Add the squares of per-sample gradients [n, ...] of a factor and an offset."""
+def _affine(weight: Tensor, bias: Tensor, size: Size, sums: Sums) -> None:
+    """Add the sizes of per-sample gradients [n, ...] of a factor and an offset."""
     for name, gradient in (("weight", weight), ("bias", bias)):
         if name in sums:
-            sums[name] += (gradient * gradient).sum(0)
+            sums[name] += size(gradient).sum(0)
 
 
-def embedding(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
+def embedding(layer: Any, a: Tensor, g: Tensor, size: Size, sums: Sums) -> None:
     rows = layer.num_embeddings
     sample = torch.arange(len(a), device=a.device).view(-1, *(1,) * (a.ndim - 1))
     used, place = (sample * rows + a).flatten().unique(return_inverse=True)
     each = g.new_zeros(len(used), layer.embedding_dim).index_add_(0, place, g.reshape(-1, layer.embedding_dim))
-    weight = g.new_zeros(rows, layer.embedding_dim).index_add_(0, used % rows, each.square_())
+    weight = g.new_zeros(rows, layer.embedding_dim).index_add_(0, used % rows, size(each, out=each))
     if layer.padding_idx is not None:
         weight[layer.padding_idx] = 0
     sums["weight"] += weight
 
 
-def cosine(layer: Any, a: Tensor, g: Tensor, sums: Sums) -> None:
+def cosine(layer: Any, a: Tensor, g: Tensor, size: Size, sums: Sums) -> None:
     """The gradient of row c is scale g_c / |w_c| (x - cos_c w), with x and w of length one."""
     x, w = F.normalize(a, dim=-1), F.normalize(layer.weight, dim=1)
     cos = x @ w.T
+    length = layer.weight.norm(dim=1, keepdim=True)
+    if "scale" in sums:
+        sums["scale"] += size((g * cos).sum(1)).sum(0, keepdim=True)
+    if "weight" not in sums:
+        return
+    if size is not torch.square:
+        for start, count in _chunks(len(g), w.numel()):
+            part = slice(start, start + count)
+            each = g[part, :, None] * (x[part, None, :] - cos[part, :, None] * w)
+            sums["weight"] += size(each, out=each).sum(0) * (layer.scale.abs() / length)
+        return
     squared = g * g
     expanded = squared.T @ (x * x) - 2 * w * ((squared * cos).T @ x) + w * w * (squared * cos * cos).sum(0)[:, None]
-    length = layer.weight.norm(dim=1, keepdim=True)
-    if "weight" in sums:
-        sums["weight"] += expanded.clamp_min_(0) * (layer.scale / length) ** 2
-    if "scale" in sums:
-        sums["scale"] += (g * cos).sum(1).square_().sum(0, keepdim=True)
+    sums["weight"] += expanded.clamp_min_(0) * (layer.scale / length) ** 2
 
 
 _RULES: dict[type[nn.Module], Rule] = {
