@@ -105,6 +105,8 @@ methods = Registry(
         "ewc": "perdure.methods.ewc",
         "si": "perdure.methods.si",
         "lwf": "perdure.methods.lwf",
+        "spg": "perdure.methods.spg",
+        "hat": "perdure.methods.hat",
         "replay": "perdure.methods.replay",
         "der": "perdure.methods.der",
         "derpp": "perdure.methods.derpp",

@@ -12,19 +12,23 @@ if TYPE_CHECKING:
     from perdure.methods.derpp import DERpp
     from perdure.methods.ewc import EWC
     from perdure.methods.gem import GEM
+    from perdure.methods.hat import HAT
     from perdure.methods.joint import Joint
     from perdure.methods.l2 import L2
     from perdure.methods.lwf import LwF
     from perdure.methods.replay import Replay
     from perdure.methods.si import SI
+    from perdure.methods.spg import SPG
 
 _HOMES = {
     "AGEM": "agem",
     "DER": "der",
     "EWC": "ewc",
     "GEM": "gem",
+    "HAT": "hat",
     "L2": "l2",
     "SI": "si",
+    "SPG": "spg",
     "DERpp": "derpp",
     "Joint": "joint",
     "LwF": "lwf",
@@ -32,7 +36,7 @@ _HOMES = {
     "Replay": "replay",
 }
 
-__all__ = ["AGEM", "DER", "EWC", "GEM", "L2", "SI", "DERpp", "Joint", "LwF", "Method", "Replay"]
+__all__ = ["AGEM", "DER", "EWC", "GEM", "HAT", "L2", "SI", "SPG", "DERpp", "Joint", "LwF", "Method", "Replay"]
 
 
 def __getattr__(name: str) -> Any:
