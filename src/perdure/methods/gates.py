@@ -96,13 +96,13 @@ class Link:
 
 def gated_layers(model: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Linear and convolutional layers that train, by name, but for those of the head."""
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and not _within(name, heads) and module.weight.requires_grad:
             if getattr(module, "groups", 1) != 1:
                 raise IncompatibleError(
-                    f"'hat' gates the units of a layer one by one, and '{name}' has {module.groups} groups; use a model "
-                    "without grouped convolutions"
+                    f"'hat' gates the units of a layer one by one, and '{name}' has {module.groups} groups; use a "
+                    "model without grouped convolutions"
                 )
             found[name] = module
     if not found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +15,7 @@ from perdure.methods.base import check_value
 from perdure.methods.gates import GATE, Gate, Link, check_covered, gated_layers, trace
 from perdure.methods.masks import UpdateMask
 from perdure.methods.task_parts import of_norms, of_other_tasks, output_layers
+from perdure.parameters import Slot
 from perdure.registry import register
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ _STEEPEST, _FARTHEST = 50.0, 6.0
 class HAT(UpdateMask):
     """Gate every unit by a learned attention a task, and keep the weights into units that old tasks use.
 
-    A unit's output is multiplied by a = sigmoid(s e) with an embedding e a task; s rises from 1/smax to smax within each
-    pass over the data, and is smax in prediction. loss += strength * sum a (1 - c) / sum (1 - c), where c = max over old
-    tasks of sigmoid(smax e). theta_ij <- before_ij + (1 - min(c_i, c_j)) (theta_ij - before_ij) for the weight from unit
-    j into unit i (1 - c_i for a bias or an input of the model). The gradient of e is multiplied by (smax / s)
-    (cosh(s e) + 1) / (cosh(e) + 1), and e stays within -6 and 6.
+    A unit's output is multiplied by a = sigmoid(s e) with an embedding e a task; s rises from 1/smax to smax in each
+    pass over the data, and is smax in prediction.
+
+    loss += strength * sum a (1 - c) / sum (1 - c), where c = max over old tasks of sigmoid(smax e); theta_ij <-
+    before_ij + (1 - min(c_i, c_j)) (theta_ij - before_ij) for the weight from unit j into unit i, with c_i alone for a
+    bias or an input of the model; the gradient of e is multiplied by (smax / s) (cosh(s e) + 1) / (cosh(e) + 1), and e
+    stays within -6 and 6.
 
     Serra et al. 2018, arXiv 1801.01423. The gates are parameters of the layers whose units they gate, trained by your
     own optimizer. A normalisation layer gets a copy a task, and a wide head keeps other tasks' rows still.
@@ -44,7 +46,7 @@ class HAT(UpdateMask):
     Parameters
     ----------
     strength
-        Weight of the regulariser that keeps units free for later tasks. 0 switches the whole method off, gates included.
+        Weight of the regulariser that keeps units free for later tasks. 0 switches the whole method off, its gates too.
     smax
         Steepest slope of the gates: more than 1.
     mask_on
@@ -68,11 +70,20 @@ class HAT(UpdateMask):
     summary: ClassVar[str] = "learn which units each task needs and keep the weights into them"
     paper: ClassVar[str] = "Serra et al. 2018, arXiv 1801.01423"
     use_when: ClassVar[str] = (
-        "the task is known in training and at test time, no old data may be kept, hardly anything may be forgotten, and "
-        "the network has units to spare and no skip connections"
+        "the task is known in training and at test time, no old data may be kept, next to nothing may be forgotten, "
+        "and the network has units to spare and no skip connections"
     )
     cost: ClassVar[str] = "time: three vector operations a step and one product a gated layer; memory: P, units a task"
-    transient: ClassVar[tuple[str, ...]] = (*UpdateMask.transient, "_layers", "_heads", "_links", "_handles", "_task")
+    transient: ClassVar[tuple[str, ...]] = (
+        *UpdateMask.transient,
+        "_layers",
+        "_heads",
+        "_links",
+        "_handles",
+        "_task",
+        "_slots",
+        "_pushed",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,8 +149,8 @@ class HAT(UpdateMask):
         wide = [name for name, head in self._heads.items() if isinstance(head, nn.Linear)]
         if wide and earlier & set(task.classes):
             raise IncompatibleError(
-                f"'{self.name}' keeps every task's rows of the head '{wide[0]}', and task '{task.name}' has columns of an "
-                "older one; build the model with a multi head"
+                f"'{self.name}' keeps every task's rows of the head '{wide[0]}', and task '{task.name}' has columns of "
+                "an older one; build the model with a multi head"
             )
         for gate in self.gates().values():
             if task.index not in gate:
@@ -166,6 +177,11 @@ class HAT(UpdateMask):
     def memory_bytes(self) -> int:
         embeddings = [p for gate in self.gates().values() for p in gate.parameters()] if self.strength else []
         return super().memory_bytes() + sum(p.numel() * p.element_size() for p in embeddings)
+
+    def forget_mask(self) -> None:
+        super().forget_mask()
+        self._slots: list[Slot] = []
+        self._pushed: Tensor | None = None
 
     # -- gates ----------------------------------------------------------------------------------------------------
 
@@ -224,20 +240,18 @@ class HAT(UpdateMask):
 
     # -- the step -------------------------------------------------------------------------------------------------
 
-    def add_gradient(self, grad: Tensor) -> None:
-        """The gradient of the regulariser, written out: the loop may be somebody else's."""
-        s, free = self.slope(), {name: 1 - self._cumulative(name, gate) for name, gate in self.gates().items()}
-        count = torch.stack([part.sum() for part in free.values()]).sum().clamp_min(torch.finfo(grad.dtype).tiny)
-        for name, (e, part) in self._current(grad).items():
-            a = torch.sigmoid(s * e)
-            part.add_(a * (1 - a) * free[name] * (self.strength * s / count))
-
     def project_gradient(self, grad: Tensor) -> None:
-        """Undo what the slope of the gate does to the gradient of its embedding; mask the weights if that is wanted."""
-        s = self.slope()
-        for e, part in self._current(grad).values():
-            steep = torch.cosh((s * e).clamp(-_STEEPEST, _STEEPEST)) + 1
-            part.mul_((self.smax / s) * steep / (torch.cosh(e) + 1))
+        """Add the regulariser's gradient and undo what the slope does to that of the embeddings; mask, if on gradients.
+
+        The regulariser is written out because the loop, and with it the loss, may be somebody else's.
+        """
+        s, parts = self.slope(), self._open(grad)
+        e = torch.cat(self._open(self.parameters.theta))
+        a = torch.sigmoid(s * e)
+        total = torch.cat(parts).addcmul_(a * (1 - a), self._pressure(), value=s)
+        steep = torch.cosh((s * e).clamp_(-_STEEPEST, _STEEPEST)).add_(1)
+        total.mul_(steep).div_(torch.cosh(e).add_(1)).mul_(self.smax / s)
+        torch._foreach_copy_(parts, total.split_with_sizes([len(part) for part in parts]))
         if self.mask_on == "gradient":
             super().project_gradient(grad)
 
@@ -245,27 +259,31 @@ class HAT(UpdateMask):
     def on_update(self, before: Tensor, theta: Tensor) -> None:
         if self.mask_on == "update":
             super().on_update(before, theta)
-        for e, _ in self._current(theta).values():
+        for e in self._open(theta):
             e.clamp_(-_FARTHEST, _FARTHEST)
         self.steps += 1
 
-    def _current(self, vector: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """By layer: the open task's embedding [units], without its graph, and its part of a vector [P]."""
-        task = self.learner.task_index
-        views = {slot.name: slot for slot in self.parameters.layout}
-        found = {}
-        for name, gate in self.gates().items():
-            key = f"{name}.{GATE}.embeddings.task_{task}"
-            if task is not None and task in gate:
-                found[name] = (gate.embedding(task).detach(), views[key].view(vector))
-        return found
+    def _open(self, vector: Tensor) -> list[Tensor]:
+        """The open task's embeddings [units], layer by layer, in a vector [P]."""
+        if not self._slots:
+            end = f".{GATE}.embeddings.task_{self.learner.task_index}"
+            slots = {slot.name: slot for slot in self.parameters.layout}
+            self._slots = [slots[name + end] for name in self._layers]
+        return [slot.view(vector) for slot in self._slots]
+
+    def _pressure(self) -> Tensor:
+        """d loss / d a of the regulariser [units of all layers]: strength (1 - c) / sum (1 - c)."""
+        if self._pushed is None:
+            theta = self.parameters.theta
+            free = [
+                1 - self.used[name].to(theta.dtype) if name in self.used else theta.new_ones(gate.units)
+                for name, gate in self.gates().items()
+            ]
+            together = torch.cat(free)
+            self._pushed = self.strength * together / together.sum().clamp_min(torch.finfo(theta.dtype).tiny)
+        return self._pushed
 
     # -- protection -----------------------------------------------------------------------------------------------
-
-    def _cumulative(self, name: str, gate: Gate) -> Tensor:
-        """c [units] of a layer: 0 where no task has ended."""
-        found = self.used.get(name)
-        return torch.zeros(gate.units, device=self.parameters.theta.device) if found is None else found
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:

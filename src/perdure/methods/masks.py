@@ -70,9 +70,9 @@ class UpdateMask(Method):
             plain = isinstance(optimizer, torch.optim.SGD)
             if not plain or any(group["momentum"] or group["weight_decay"] for group in optimizer.param_groups):
                 raise IncompatibleError(
-                    f"{self.name}: mask_on is 'gradient', and {type(optimizer).__name__} with momentum, weight decay or "
-                    "moments moves weights whose gradient is masked; use mask_on='update', or SGD without momentum and "
-                    "weight decay"
+                    f"{self.name}: mask_on is 'gradient', and with momentum, moments or weight decay "
+                    f"{type(optimizer).__name__} moves weights whose gradient is masked; use mask_on='update' or "
+                    "plain SGD"
                 )
 
     def resize(self, remap: Remap) -> None:
@@ -122,7 +122,8 @@ class UpdateMask(Method):
         a = self._look_up()
         if a is None:
             return
-        # `lerp` is exact at both ends, but for what is not finite; a frozen weight gets its bits back whatever came.
         theta.lerp_(before, a)
-        if self._frozen is not None:
+        if self._frozen is not None and (theta.device.type != "cpu" or not bool(theta.sum().isfinite())):
+            # `lerp` is exact at both ends, but not for what is not finite: a frozen weight gets its bits back, whatever
+            # came. A sum shows on a CPU that nothing did; elsewhere reading it would cost more than the restoring.
             torch.where(self._frozen, before, theta, out=theta)

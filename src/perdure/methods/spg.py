@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 class SPG(UpdateMask):
     """Soft-mask the step of every weight by how much the old tasks' gradients stood out there.
 
-    After task t: gamma_i = max over tau <= t of |tanh((G_tau,i - mean G_tau) / std G_tau)|, mean and (unbiased) standard
-    deviation over the tensor that weight i is in; a_i <- max(a_i, gamma_i). G_t is the gradient of the task's loss over
-    all its data, G_tau that of the sum of all logits of the older head tau on the same data (cross-head importance). In
-    later tasks: theta_i <- before_i + (1 - strength a_i) (theta_i - before_i), with the mean of all a in the place of
-    a_i for the head. Normalisation layers get a copy a task.
+    After task t: gamma_i = max over tau <= t of |tanh((G_tau,i - mean G_tau) / std G_tau)|, with mean and (unbiased)
+    standard deviation over the tensor that weight i is in; a_i <- max(a_i, gamma_i). In later tasks: theta_i <-
+    before_i + (1 - strength a_i) (theta_i - before_i), and for the head with the mean of all a in the place of a_i.
+
+    G_t is the gradient of the task's loss over all its data, G_tau that of the sum of all logits of the older head tau
+    on the same data (cross-head importance). Normalisation layers get a copy a task.
 
     Konishi et al. 2023, arXiv 2306.14775.
 

@@ -75,8 +75,8 @@ def of_other_tasks(
     other = torch.zeros(parameters.layout.length, dtype=torch.bool, device=parameters.theta.device)
     theirs = {column for index, columns in classes.items() if index != task for column in columns}
     rows = sorted(theirs - set(classes.get(task, ())))
-    banks = {f"{name}.norms": m for name, m in parameters.module.named_modules() if isinstance(m, TaskNorm)}
-    banks |= {f"{name}.heads": m for name, m in heads.items() if isinstance(m, MultiHead)}
+    banks = [f"{name}.norms" for name, m in parameters.module.named_modules() if isinstance(m, TaskNorm)]
+    banks += [f"{name}.heads" for name, m in heads.items() if isinstance(m, MultiHead)]
     for slot in parameters.layout:
         bank = next((bank for bank in banks if slot.name.startswith(bank + ".")), None)
         if bank is not None:
