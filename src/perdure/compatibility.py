@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from perdure.streams.task import Task
 
 SCENARIOS = ("task", "domain", "class", "online", "blurry")
+_MASKS = ("hat", "packnet", "spg")
 _PENALTIES = ("ewc", "si", "mas", "l2")
 
 
@@ -64,6 +65,9 @@ def check_methods(methods: Sequence[Method]) -> None:
                     )
     if {"gem", "agem"} <= set(names):
         raise IncompatibleError("'gem' and 'agem' both project the gradient; use one of them")
+    masks = sorted(set(names) & set(_MASKS))
+    if len(masks) > 1:
+        raise IncompatibleError(f"'{masks[0]}' and '{masks[1]}' both mask the same weights; use one of them")
     penalties = sorted(set(names) & set(_PENALTIES))
     if "vcl" in names and penalties:
         raise IncompatibleError(

@@ -150,6 +150,7 @@ def fit_task(
     training_mode(learner.model)
     per_pass = count_batches(len(train), batch_size, drop_last)
     total = steps or epochs * per_pass
+    learner.steps_per_pass = min(per_pass, total)
     seed = (learner.seed, "plan", task.index)
     plan = draw_plan(len(train), seed, epochs=epochs, batch_size=batch_size, drop_last=drop_last, steps=steps)
     for step, (x, y, index) in enumerate(train.batches(plan)):
@@ -234,6 +235,7 @@ class _Run:
         task = learner.task
         per_pass = count_batches(len(task.train), plan["batch_size"], plan["drop_last"])
         total = plan["steps"] or plan["epochs"] * per_pass
+        learner.steps_per_pass = min(per_pass, total)
         if not resumed:
             self._emit({"event": "task_begin", "task": task.index, "name": task.name, "steps": total})
         training_mode(learner.model)

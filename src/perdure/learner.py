@@ -133,6 +133,7 @@ class Learner:
         self.tasks_begun = 0
         self.restored = False
         self.progress = 0.0
+        self.steps_per_pass: int | None = None
         self.passes = {"steps": 0, "forward_rows": 0, "backward_rows": 0}
         self._width_checked = False
         self.hooks: dict[str, list[Method]] = {
@@ -144,9 +145,11 @@ class Learner:
         self._needs_before = any(method.needs_update for method in self.methods)
         if scenario is not None:
             self.set_scenario(scenario)
-        self._find_activators()
         for method in self.methods:
             method.setup(self)
+        # A method may have put layers of its own into the model.
+        self.follow_model()
+        self._find_activators()
 
     # -- the step -------------------------------------------------------------------------------------------------
 
@@ -290,7 +293,7 @@ class Learner:
         self.follow_model()
         self.task = task = self._extended(task)
         self.tasks_begun += 1
-        self.progress, self._width_checked = 0.0, False
+        self.progress, self.steps_per_pass, self._width_checked = 0.0, None, False
         for method in self.hooks["begin_task"]:
             method.begin_task(task)
         self.follow_model()

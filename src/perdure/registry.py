@@ -114,6 +114,8 @@ methods = Registry(
         "kd": "perdure.methods.kd",
         "momentum_kd": "perdure.methods.momentum_kd",
         "vcl": "perdure.methods.vcl",
+        "spg": "perdure.methods.spg",
+        "hat": "perdure.methods.hat",
         "replay": "perdure.methods.replay",
         "der": "perdure.methods.der",
         "derpp": "perdure.methods.derpp",

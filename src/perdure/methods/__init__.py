@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from perdure.methods.derpp import DERpp
     from perdure.methods.ewc import EWC
     from perdure.methods.gem import GEM
+    from perdure.methods.hat import HAT
     from perdure.methods.joint import Joint
     from perdure.methods.kd import KD
     from perdure.methods.l2 import L2
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from perdure.methods.momentum_kd import MomentumKD
     from perdure.methods.replay import Replay
     from perdure.methods.si import SI
+    from perdure.methods.spg import SPG
     from perdure.methods.vcl import VCL
 
 _HOMES = {
@@ -28,10 +30,12 @@ _HOMES = {
     "EWC": "ewc",
     "GEM": "gem",
     "KD": "kd",
+    "HAT": "hat",
     "L2": "l2",
     "MAS": "mas",
     "SI": "si",
     "VCL": "vcl",
+    "SPG": "spg",
     "DERpp": "derpp",
     "Joint": "joint",
     "LwF": "lwf",
@@ -45,10 +49,12 @@ __all__ = [
     "DER",
     "EWC",
     "GEM",
+    "HAT",
     "KD",
     "L2",
     "MAS",
     "SI",
+    "SPG",
     "VCL",
     "DERpp",
     "Joint",
