@@ -349,6 +349,15 @@ class Learner:
             x, y = pair[0], pair[1]
             yield self.forward.inputs(x), self._on_device(y)
 
+    def use_optimizer(self, optimizer: Factory | Optimizer) -> None:
+        """Make the updates with another optimizer from here on; schedules stay those of the one before."""
+        if self.optimizers.all == [optimizer]:
+            return
+        made = Optimizers(optimizer, list(self.parameters.members.items()))
+        self.flat.leave()
+        self.optimizers, self.flat = made, FlatStep(self.parameters, made)
+        check_optimizers(self.methods, made.all)
+
     # -- the short ways -------------------------------------------------------------------------------------------
 
     def fit(self, stream: Stream, **options: Any) -> Any:

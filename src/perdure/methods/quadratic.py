@@ -98,14 +98,15 @@ class AnchoredPenalty(Method):
         """Set S [P] and mu [P] outright."""
         self.importance, self.anchor = self._in_scope(importance), anchor
         self._forget_caches()
-        self._warn_if_stiff()
+        self.warn_if_stiff()
 
     def _in_scope(self, importance: Tensor) -> Tensor:
         if not self.exclude:
             return importance
         return importance * ~self.parameters.mask(self.exclude)
 
-    def _warn_if_stiff(self) -> None:
+    def warn_if_stiff(self) -> None:
+        """Warn where gradient steps on the penalty diverge at the current learning rate."""
         plain = all(isinstance(optimizer, torch.optim.SGD) for optimizer in self.learner.optimizers.all)
         if self.solver != "grad" or not plain or not self.strength or self.importance is None:
             return
