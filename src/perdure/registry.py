@@ -1,8 +1,8 @@
-"""Names for methods, benchmarks, models and data sets.
+"""Names for methods, benchmarks, models, data sets and detectors.
 
 A registry maps a name to the module that defines it and imports that module on first use, so that listing names costs
 nothing. Other packages add theirs with `@register("my_method")` or with an entry point in the group `perdure.methods`
-(`perdure.benchmarks`, `perdure.models`, `perdure.datasets`).
+(`perdure.benchmarks`, `perdure.models`, `perdure.datasets`, `perdure.detectors`).
 """
 
 from __future__ import annotations
@@ -144,5 +144,16 @@ datasets = Registry(
     dict.fromkeys(("digits", "mnist", "fashion_mnist", "cifar10", "cifar100"), "perdure.data.catalog"),
 )
 
+detectors = Registry(
+    "detector",
+    {
+        "page_hinkley": "perdure.detection.page_hinkley",
+        "adwin": "perdure.detection.from_river",
+        "kswin": "perdure.detection.from_river",
+        "window": "perdure.detection.window",
+        "loss_plateau": "perdure.detection.plateau",
+    },
+)
+
 register = methods.register
-"""`@register("l2")` on a method class; benchmarks, models and data sets use their own registry's decorator."""
+"""`@register("l2")` on a method class; benchmarks, models, data sets and detectors use their own registry's decorator."""
