@@ -156,4 +156,4 @@ detectors = Registry(
 )
 
 register = methods.register
-"""`@register("l2")` on a method class; benchmarks, models, data sets and detectors use their own registry's decorator."""
+"""`@register("l2")` on a method class; everything else uses the decorator of its own registry."""

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_nothing_is_reported_during_the_cool_down(name: str) -> None:
     detector.reset()
     values = [value + 10.0 * (step // 30 % 2) for step, value in enumerate(noise(400, 2))]
     steps = [-1] + [found.step for found in alarms(detector, values)]
-    assert all(later - earlier > 150 for earlier, later in zip(steps, steps[1:], strict=False))
+    assert all(later - earlier > 150 for earlier, later in pairwise(steps))
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -46,7 +46,7 @@ def _drift() -> Any:
 
 @dataclass(kw_only=True)
 class _FromRiver(Detector):
-    """A detector of river's. It cannot be read out, so it is rebuilt from the values it was fed since the last alarm."""
+    """A detector of river's. It cannot be read out, so it is built again from the values fed since the last alarm."""
 
     mode: str = "up"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,8 +57,8 @@ class PageHinkley(Detector):
 
     def _start(self) -> None:
         self.count, self.mean = 0, 0.0
-        self.rise, self.lowest, self.since_lowest = 0.0, math.inf, 0
-        self.fall, self.highest, self.since_highest = 0.0, -1.0, 0
+        self.rise, self.lowest, self.since_lowest = 0.0, 0.0, 0
+        self.fall, self.highest, self.since_highest = 0.0, 0.0, 0
 
     def _test(self, value: float) -> tuple[int, float] | None:
         self.count += 1
@@ -72,9 +71,9 @@ class PageHinkley(Detector):
         self.fall = self.alpha * self.fall + value - high + self.delta
         self.since_lowest += 1
         self.since_highest += 1
-        if self.rise < self.lowest:
+        if self.count == 1 or self.rise < self.lowest:
             self.lowest, self.since_lowest = self.rise, 0
-        if self.fall > self.highest:
+        if self.count == 1 or self.fall > self.highest:
             self.highest, self.since_highest = self.fall, 0
         if self.count < self.min_instances:
             return None
