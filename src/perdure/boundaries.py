@@ -193,17 +193,21 @@ class Boundaries:
     def _change_task(self, boundary: Boundary) -> None:
         learner = self.learner
         self.found.append(boundary)
+        learner.follow_model()  # before the weights are exchanged: a new layer is noticed at a boundary
         assert learner.task is not None
-        if self.rows is not None and len(self.rows):
-            learner.task = self._with_rows(self.rows, learner.task, boundary.change_point)
         with self._as_it_was(boundary.change_point):
+            learner.task = self.with_rows(learner.task, boundary.change_point)
             learner.end_task()
             self._begin()
         self.ring = [self._snapshot()]
 
-    @staticmethod
-    def _with_rows(rows: Buffer, task: Task, change_point: int) -> Task:
-        """The task with its sampled rows from before the change; with all of them if there are none."""
+    def with_rows(self, task: Task, change_point: int | None = None) -> Task:
+        """The task with the sampled rows from before the change as its data; with all if there is none."""
+        rows = self.rows
+        if rows is None or not len(rows) or (task.train is not None and len(task.train)):
+            return task
+        if change_point is None:
+            change_point = self.watch.steps
         before = (rows.view("step") < change_point).nonzero().flatten()
         kept = rows.take(before if len(before) else torch.arange(len(rows)))
         return Task(task.index, task.name, Examples(kept["x"], kept["y"]), None, task.classes)

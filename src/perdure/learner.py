@@ -322,6 +322,8 @@ class Learner:
         """Let every method consolidate the open task."""
         if self.task is None:
             raise UsageError("no task is open; call begin_task() first")
+        if self.boundaries is not None:
+            self.task = self.boundaries.with_rows(self.task)
         self.parameters.release()
         self.follow_model()
         if not bool(self.parameters.theta.isfinite().all()):
