@@ -84,10 +84,18 @@ def check_methods(methods: Sequence[Method]) -> None:
         _warn("a proximal penalty moves weights after the projection, which GEM and A-GEM then cannot guarantee")
 
 
-def check_scenario(methods: Sequence[Method], scenario: str) -> None:
-    """Raise IncompatibleError if a method is not defined for a scenario; warn if it is known to fail there."""
+def check_scenario(methods: Sequence[Method], scenario: str, finds_tasks: bool = False) -> None:
+    """Raise IncompatibleError if a method is not defined for a scenario; warn if it is known to fail there.
+
+    `finds_tasks` says that a detector opens and closes the tasks of a stream that announces none.
+    """
     if scenario not in SCENARIOS:
         raise UsageError(f"unknown scenario '{scenario}'; there are {', '.join(SCENARIOS)}")
+    if finds_tasks and scenario == "task":
+        raise IncompatibleError(
+            "the task-incremental scenario tells the task of every example, and boundaries= is for streams that tell "
+            "none; use scenario='domain' or 'class', or leave boundaries out"
+        )
     for method in methods:
         if scenario not in method.scenarios:
             fitting = ", ".join(s for s in SCENARIOS if s in method.scenarios)
@@ -99,15 +107,26 @@ def check_scenario(methods: Sequence[Method], scenario: str) -> None:
                 f"'{method.name}' needs the task of every test example, which a {scenario}-incremental stream hides; "
                 "use scenario='task' or another method"
             )
-        if method.needs_boundaries and scenario in ("online", "blurry"):
+        if method.needs_boundaries and scenario in ("online", "blurry") and not finds_tasks:
             raise IncompatibleError(
                 f"'{method.name}' needs task boundaries, which a stream of scenario '{scenario}' does not announce; "
-                "use a replay method"
+                "use a replay method, or a detector: Learner(..., boundaries='page_hinkley')"
             )
     remembers = any(not method.regulariser for method in methods)
     if scenario == "class" and methods and not remembers:
         names = " and ".join(method.name for method in methods)
         _warn(f"{names} alone on a class-incremental stream: known to forget everything here; add replay")
+
+
+def check_found_tasks(methods: Sequence[Method]) -> None:
+    """Raise IncompatibleError for methods that must know a task before its first example: no detector can tell them."""
+    for method in methods:
+        if method.needs_train_task_id or "training_data" in method.owns:
+            needs = "the task of every example" if method.needs_train_task_id else "a task's data before it begins"
+            raise IncompatibleError(
+                f"'{method.name}' needs {needs}, and a detector finds a task only when it has begun; announce the "
+                "tasks, or use another method"
+            )
 
 
 def check_optimizers(methods: Sequence[Method], optimizers: Sequence[Optimizer]) -> None:

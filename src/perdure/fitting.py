@@ -61,6 +61,7 @@ def fit(
     checkpoint_every: int | None = None,
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
+    announce: bool = True,
 ) -> Results:
     """Train on every task of `stream` in turn; evaluate before the first and after each.
 
@@ -84,6 +85,9 @@ def fit(
         Continue from the newest intact checkpoint in `folder`, if there is one, to the identical result.
     on_event
         Called with a dictionary at every event: task_begin, step (a few times a second), evaluation, task_end, end.
+    announce
+        Whether the learner is told where tasks begin and end; one that finds boundaries itself never is. The order of
+        the data and the evaluations are the same either way.
 
     Raises
     ------
@@ -101,11 +105,14 @@ def fit(
             raise UsageError(f"{name} is {value!r}, it must be a whole number of at least 1")
     if resume and folder is None:
         raise UsageError("resume=True needs the folder of the run to continue")
+    announce = announce and learner.boundaries is None
+    if not announce and reset_optimizer:
+        raise UsageError("reset_optimizer=True resets where a task is announced, and none is here; leave it out")
     learner.adopt(stream)
     plan = {"epochs": epochs, "batch_size": batch_size, "steps": steps, "drop_last": drop_last}
     rules = plan | {
         "evaluate_every": evaluate_every, "eval_future": eval_future, "reset_optimizer": reset_optimizer,
-        "stream": stream.fingerprint(),
+        "stream": stream.fingerprint(), "hidden_boundaries": True if not announce else None,
     }  # fmt: skip
     run = _Run(learner, stream, rules, RunFolder(folder) if folder is not None else None, on_event)
     if not (resume and run.restore()):
@@ -181,7 +188,7 @@ class _Run:
 
     def start(self) -> None:
         """Evaluate the untrained model."""
-        if self.learner.tasks_begun:
+        if self.learner.tasks_begun or self.learner.passes["steps"]:
             raise UsageError(
                 "this learner has been trained already; build a new one, or use fit_task for further tasks"
             )
@@ -230,24 +237,34 @@ class _Run:
         resumed = learner.restored
         if reset_optimizer and not resumed:
             learner.optimizers.reset()
-        learner.begin_task(task)
-        assert learner.task is not None
-        task = learner.task
+        announced = not position.plan["hidden_boundaries"]
+        if announced:
+            learner.begin_task(task)
+            assert learner.task is not None
+            task = learner.task
+        elif learner.boundaries is None:
+            learner.classes.open(task.index, task.classes)  # what may be predicted: no method asks for tasks here
         per_pass = count_batches(len(task.train), plan["batch_size"], plan["drop_last"])
         total = plan["steps"] or plan["epochs"] * per_pass
-        learner.steps_per_pass = min(per_pass, total)
-        if not resumed:
+        if announced:
+            learner.steps_per_pass = min(per_pass, total)
+        if not (resumed or position.step):
             self._emit({"event": "task_begin", "task": task.index, "name": task.name, "steps": total})
         training_mode(learner.model)
         every = position.plan["evaluate_every"]
         batches = islice(self.stream.plan(task, **plan), position.step, None)
         clock = shown = time.perf_counter()
         loss = None
+        found = 0 if learner.boundaries is None else len(learner.boundaries.found)
         for x, y, index in task.train.batches(batches, position.step):
-            learner.progress = position.step / total
-            loss = learner.step(x, y, index=index, first_pass=position.step < per_pass)
+            if announced:
+                learner.progress = position.step / total
+            loss = learner.step(x, y, index=index if announced else None, first_pass=position.step < per_pass)
             position.step += 1
             position.updates += 1
+            if learner.boundaries is not None and len(learner.boundaries.found) > found:
+                found = len(learner.boundaries.found)
+                self._emit({"event": "boundary", "task": task.index, **asdict(learner.boundaries.found[-1])})
             if every and position.step % every == 0 and position.step < total:
                 clock = self._spent("train", clock)
                 self._evaluate(after=task.index, step=position.step)
@@ -262,8 +279,9 @@ class _Run:
                     {"event": "step", "task": task.index, "step": position.step, "steps": total, "loss": value}
                 )
         last = self._finite(loss, task)
-        learner.progress = 1.0
-        learner.end_task()
+        if announced:
+            learner.progress = 1.0
+            learner.end_task()
         clock = self._spent("train", clock)
         self._emit({"event": "task_end", "task": task.index, "steps": total, "loss": last})
         self._evaluate(after=task.index)

@@ -15,10 +15,12 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from perdure.batch import Allowed, Batch, Source
+from perdure.boundaries import Boundaries, as_boundaries
 from perdure.classes import ClassTable
-from perdure.compatibility import check_methods, check_optimizers, check_scenario, check_task
+from perdure.compatibility import check_found_tasks, check_methods, check_optimizers, check_scenario, check_task
 from perdure.criterion import Criterion, RowLoss
 from perdure.data.examples import as_examples
+from perdure.detection import Detector
 from perdure.errors import DivergedError, ModelError, UsageError
 from perdure.flat import FlatStep
 from perdure.forward import Forward, default_prepare, has_convolutions
@@ -65,6 +67,9 @@ class Learner:
         Memory format of images; by default on for models with convolutions.
     active_classes
         Columns in the training loss of class-incremental streams: "all" from the start, or those "seen" so far.
+    boundaries
+        A detector, such as `perdure.detection.PageHinkley()` or its name, that finds where tasks end: the learner then
+        begins and ends them itself, and nobody announces any. See `perdure.boundaries.Boundaries`.
 
     Raises
     ------
@@ -96,6 +101,7 @@ class Learner:
         micro_batches: int = 1,
         channels_last: bool | None = None,
         active_classes: str = "all",
+        boundaries: Boundaries | Detector | str | None = None,
     ) -> None:
         if micro_batches < 1:
             raise UsageError(f"micro_batches is {micro_batches}, it must be at least 1")
@@ -128,6 +134,9 @@ class Learner:
         self.classes = ClassTable(active_classes, self.device)
         self.scenario: str | None = None
         self.methods = sorted(methods, key=lambda method: method.name)
+        self.boundaries = as_boundaries(boundaries)
+        if self.boundaries is not None:
+            check_found_tasks(self.methods)
         self.task: Task | None = None
         self.stream: Stream | None = None
         self.tasks_begun = 0
@@ -150,6 +159,8 @@ class Learner:
         # A method may have put layers of its own into the model.
         self.follow_model()
         self._find_activators()
+        if self.boundaries is not None:
+            self.boundaries.setup(self)
 
     # -- the step -------------------------------------------------------------------------------------------------
 
@@ -171,7 +182,7 @@ class Learner:
         The detached loss, a scalar on the device.
         """
         if self.task is None:
-            self._check_taskless()
+            self._start_without_task()
         if not self.parameters.intact():
             self.follow_model()
         batch = Batch.current(self._on_device(x), self._on_device(y), self.task_index, index, first_pass)
@@ -188,6 +199,8 @@ class Learner:
         self.passes["steps"] += 1
         for method in self.hooks["after_step"]:
             method.after_step(batch, outputs)
+        if self.boundaries is not None:
+            self.boundaries.after_step(batch, outputs, loss)
         return loss
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -275,6 +288,11 @@ class Learner:
         classes
             The class columns of the task, where the scenario or a growing head needs them.
         """
+        if self.boundaries is not None and not self.boundaries.acting:
+            raise UsageError(
+                f"task '{getattr(task, 'name', task)}' is announced to a learner that finds its tasks itself; call "
+                "step() alone, or build it without boundaries"
+            )
         if isinstance(data, (tuple, Dataset, str, Path)):
             data = as_examples(data)
         if self.task is not None and self.restored and self.task.name in (task, getattr(task, "name", None)):
@@ -307,6 +325,8 @@ class Learner:
         """Let every method consolidate the open task."""
         if self.task is None:
             raise UsageError("no task is open; call begin_task() first")
+        if self.boundaries is not None:
+            self.task = self.boundaries.with_rows(self.task)
         self.parameters.release()
         self.follow_model()
         if not bool(self.parameters.theta.isfinite().all()):
@@ -442,7 +462,7 @@ class Learner:
     def set_scenario(self, scenario: str) -> None:
         """Check the methods against a scenario, once."""
         if scenario != self.scenario:
-            check_scenario(self.methods, scenario)
+            check_scenario(self.methods, scenario, self.boundaries is not None)
             self.scenario = scenario
 
     def _find_starter(self) -> Method | None:
@@ -482,12 +502,20 @@ class Learner:
         """Move every method's aligned state to the new layout."""
         for method in self.methods:
             method.resize(remap)
+        if self.boundaries is not None:
+            self.boundaries.resize(remap)
 
-    def _check_taskless(self) -> None:
+    def _start_without_task(self) -> None:
+        if self.boundaries is not None:
+            self.boundaries.open()
+            return
         blocked = [method.name for method in self.methods if method.needs_boundaries and method.acts]
         if blocked or self.scenario == "task":
             who = f"'{blocked[0]}'" if blocked else "the task-incremental scenario"
-            raise UsageError(f"{who} needs to know where tasks begin; call begin_task() before the first step")
+            raise UsageError(
+                f"{who} needs to know where tasks begin; call begin_task() before the first step, or let "
+                "a detector find out: Learner(..., boundaries='page_hinkley')"
+            )
 
     def _check_width(self, outputs: Tensor) -> None:
         if outputs.shape[-1] < self.classes.width:

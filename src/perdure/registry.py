@@ -1,8 +1,8 @@
-"""Names for methods, benchmarks, models and data sets.
+"""Names for methods, benchmarks, models, data sets and detectors.
 
 A registry maps a name to the module that defines it and imports that module on first use, so that listing names costs
 nothing. Other packages add theirs with `@register("my_method")` or with an entry point in the group `perdure.methods`
-(`perdure.benchmarks`, `perdure.models`, `perdure.datasets`).
+(`perdure.benchmarks`, `perdure.models`, `perdure.datasets`, `perdure.detectors`).
 """
 
 from __future__ import annotations
@@ -156,11 +156,24 @@ datasets = Registry(
     dict.fromkeys(("digits", "mnist", "fashion_mnist", "cifar10", "cifar100"), "perdure.data.catalog"),
 )
 
+detectors = Registry(
+    "detector",
+    {
+        "page_hinkley": "perdure.detection.page_hinkley",
+        "adwin": "perdure.detection.from_river",
+        "kswin": "perdure.detection.from_river",
+        "window": "perdure.detection.window",
+        "loss_plateau": "perdure.detection.plateau",
+    },
+)
+
 
 def homes_of_additions() -> set[str]:
     """Modules that registered names by hand: a process that has not imported them does not know those names."""
-    return {_home(entry)[0] for each in (methods, benchmarks, models, datasets) for entry in each.additions()}
+    return {
+        _home(entry)[0] for each in (methods, benchmarks, models, datasets, detectors) for entry in each.additions()
+    }
 
 
 register = methods.register
-"""`@register("l2")` on a method class; benchmarks, models and data sets use their own registry's decorator."""
+"""`@register("l2")` on a method class; everything else uses the decorator of its own registry."""

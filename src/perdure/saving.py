@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from perdure import registry
+from perdure.boundaries import boundaries_like
 from perdure.checkpoint import is_checkpoint, load_state, save_state
 from perdure.data.examples import describe
 from perdure.errors import CheckpointError, UnknownNameError, UsageError
@@ -50,6 +51,9 @@ def learner_state(learner: Learner) -> dict[str, Any]:
         "task": None if learner.task is None else [learner.task.index, learner.task.name, list(learner.task.classes)],
         "progress": learner.progress,
         "passes": dict(learner.passes),
+        "boundaries": None
+        if learner.boundaries is None
+        else {"settings": learner.boundaries.settings(), "state": learner.boundaries.state_dict()},
     }
 
 
@@ -64,6 +68,12 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     ours, theirs = [m.name for m in learner.methods], sorted(state["methods"])
     if ours != theirs:
         raise UsageError(f"the saved methods are {theirs or 'none'}, this learner has {ours or 'none'}; pass the same")
+    found, here = state.get("boundaries"), learner.boundaries
+    if (found and found["settings"]) != (here and here.settings()):
+        raise UsageError(
+            f"the saved learner had boundaries={found and found['settings']}, this one has {here and here.settings()}; "
+            "pass the same"
+        )
     module = learner.parameters.module
     for method in learner.methods:
         method.rebuild(state["methods"][method.name]["state"])
@@ -104,7 +114,9 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     if state["task"] is not None:
         index, name, classes = state["task"]
         learner.task = Task(index, name, None, None, tuple(classes))  # type: ignore[arg-type]
-    learner.restored = learner.task is not None
+    learner.restored = learner.task is not None and learner.boundaries is None
+    if learner.boundaries is not None and found is not None:
+        learner.boundaries.load_state_dict(found["state"])
 
 
 def save_learner(learner: Learner, folder: str | Path) -> None:
@@ -127,6 +139,8 @@ def load_learner(cls: type[Learner], folder: str | Path, model: nn.Module, **opt
         options["methods"] = [_method_like(name, entry["arguments"]) for name, entry in saved["methods"].items()]
     if "optimizer" not in options:
         options["optimizer"] = _optimizer_like(saved["optimizers"])
+    if saved.get("boundaries") is not None and "boundaries" not in options:
+        options["boundaries"] = boundaries_like(saved["boundaries"]["settings"])
     options.setdefault("seed", saved["seed"])
     for name, value in saved["settings"].items():
         options.setdefault(name, value)

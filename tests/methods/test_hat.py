@@ -415,7 +415,7 @@ def test_refused_where_gates_have_no_task_or_heads_are_shared() -> None:
         perdure.Learner(torch.compile(deep()), OPTIMIZERS["sgd"], [HAT()])  # type: ignore[arg-type]
     with pytest.raises(IncompatibleError, match="mask_on is 'gradient'"):
         learner(HAT(mask_on="gradient"), OPTIMIZERS["momentum"])
-    with pytest.raises(UsageError, match="smax is 0.5"):
+    with pytest.raises(UsageError, match=r"smax is 0\.5"):
         HAT(smax=0.5)
     stream = toy_stream("task")
     made = learner(HAT())

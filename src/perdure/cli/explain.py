@@ -27,12 +27,12 @@ FINETUNE = {
 
 
 def explain(
-    name: Annotated[str, Parameter(help="A name of 'perdure list methods', benchmarks or models.")],
+    name: Annotated[str, Parameter(help="A name of 'perdure list methods', benchmarks, models or detectors.")],
     /,
     *,
     json: Json = False,
 ) -> None:
-    """Explain a method, benchmark or model."""
+    """Explain a method, benchmark, model or detector."""
     entry = _explanation(name)
     if json:
         print_json(entry)
@@ -46,7 +46,7 @@ def _explanation(name: str) -> dict[str, Any]:
     key = name.replace("-", "_")
     if key == FINETUNE["name"]:
         return FINETUNE
-    for kind in (registry.benchmarks, registry.models):
+    for kind in (registry.benchmarks, registry.models, registry.detectors):
         if key in kind.names():
             return _described(key, kind.kind, kind.get(key))
     method = registry.methods.get(name)

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from perdure.cli.output import Json, aligned, print_json
 
 NOT_SET_BY_HAND = ("input_shape", "outputs", "seed", "root")
-Kind = Literal["methods", "benchmarks", "models", "datasets"]
+Kind = Literal["methods", "benchmarks", "models", "datasets", "detectors"]
 
 
 def list_names(
@@ -20,7 +20,7 @@ def list_names(
     *,
     json: Json = False,
 ) -> None:
-    """List the methods, benchmarks, models or data sets."""
+    """List the methods, benchmarks, models, data sets or detectors of task boundaries."""
     from perdure import registry
 
     entries = [_described(kind, name, getattr(registry, kind).get(name)) for name in getattr(registry, kind).names()]

@@ -28,7 +28,7 @@ Set = Annotated[
     Parameter(
         name="--set",
         negative=(),
-        help="SECTION.KEY=VALUE, where the section is a method's name, train, stream or model; may be repeated.",
+        help="SECTION.KEY=VALUE; the section is a method's name, train, stream, model or boundaries; may be repeated.",
     ),
 ]
 Device = Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 or mps; if left open, the GPU if there is one.")]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from perdure.boundaries import Boundaries
 from perdure.errors import UsageError
-from perdure.experiments.config import Experiment, Train
+from perdure.experiments.config import BESIDE_DETECTOR, GIVEN, HIDDEN, Experiment, Part, Train
 from perdure.learner import Learner
-from perdure.registry import methods, models, nearest
+from perdure.registry import detectors, methods, models, nearest
 
 if TYPE_CHECKING:
     from perdure.streams.task import Stream
@@ -76,9 +77,20 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         clip_value=train.clip_value,
         micro_batches=train.micro_batches,
         active_classes=train.active_classes,
+        boundaries=boundaries_of(experiment.boundaries),
     )
     learner.adopt(stream)
-    return Prepared(stream, learner, {name: getattr(train, name) for name in FIT_OPTIONS})
+    options = {name: getattr(train, name) for name in FIT_OPTIONS}
+    return Prepared(stream, learner, options | {"announce": experiment.boundaries.name == GIVEN})
+
+
+def boundaries_of(part: Part) -> Boundaries | None:
+    """What finds the tasks; None where they are announced, or where nobody asks."""
+    if part.name in (GIVEN, HIDDEN):
+        return None
+    beside = {key: value for key, value in part.arguments.items() if key in BESIDE_DETECTOR}
+    own = {key: value for key, value in part.arguments.items() if key not in BESIDE_DETECTOR}
+    return Boundaries(detectors.get(part.name)(**own), **beside)
 
 
 def on_this_machine(experiment: Experiment) -> Experiment:

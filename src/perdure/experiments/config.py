@@ -13,12 +13,13 @@ import yaml
 from perdure.errors import StorageError, UsageError
 from perdure.experiments.presets import DEFAULT_RATES, preset_of
 from perdure.experiments.sources import Source, source_of
-from perdure.experiments.typed import into, structured
-from perdure.registry import methods, models, nearest
+from perdure.experiments.typed import arguments, into, structured
+from perdure.registry import detectors, methods, models, nearest
 
 FINETUNE = "finetune"
 MOST_THREADS = 512
-SECTIONS = ("train", "stream", "model")
+SECTIONS = ("train", "stream", "model", "boundaries")
+GIVEN, HIDDEN = "given", "hidden"
 GIVEN_TO_MODELS = ("input_shape", "outputs", "seed")
 
 
@@ -89,6 +90,7 @@ class Experiment:
     train: Train
     stream: dict[str, Any]
     model: Part
+    boundaries: Part
     seeds: tuple[int, ...]
     device: str | None
     threads: int | None
@@ -120,6 +122,7 @@ class Experiment:
         chosen = _chosen(written.methods)
         model = _named(written.model or {}, "model", default=preset.model["name"])
         sections = {"train": _keys(written.train or {}), "stream": _keys(written.stream or {}), "model": model}
+        sections["boundaries"] = _named(written.boundaries or {}, "boundaries", default=GIVEN)
         sections |= {entry["name"]: entry for entry in chosen}
         _override(sections, overrides)
         model["name"] = str(model["name"]).replace("-", "_")
@@ -139,6 +142,7 @@ class Experiment:
             train=train,
             stream=source.options(sections["stream"]),
             model=part,
+            boundaries=_boundaries(sections["boundaries"]),
             seeds=_seeds(written.seeds),
             device=written.device,
             threads=_check_threads(written.threads) or (1 if _wants_one_thread(part) else None),
@@ -154,6 +158,7 @@ class Experiment:
             "train": dataclasses.asdict(self.train),
             "stream": _plain(self.stream),
             "model": _plain(self.model.to_mapping()),
+            "boundaries": self.boundaries.to_mapping(),
             "seeds": list(self.seeds),
             "device": self.device,
             "threads": self.threads,
@@ -202,6 +207,7 @@ class _Written:
     train: dict[str, Any] | None = None
     stream: dict[str, Any] | None = None
     model: Any = None
+    boundaries: Any = None
     seeds: int | list[int] = 1
     device: str | None = None
     threads: int | None = None
@@ -243,9 +249,38 @@ def _part(registry: Any, entry: Mapping[str, Any], path: str, leave_out: Sequenc
     target = registry.get(entry["name"])
     given = {key: value for key, value in entry.items() if key != "name"}
     values = structured(target, given, path, leave_out)
-    if isinstance(target, type) and registry is methods:
+    if isinstance(target, type) and registry in (methods, detectors):
         target(**values)  # its own checks of the values
     return Part(entry["name"], _plain(values))
+
+
+def _watching(
+    *,
+    signal: Literal["loss", "accuracy"] | None = None,
+    snapshot_every: int = 10,
+    snapshots: int = 5,
+    samples: int = 1000,
+) -> None:
+    """What `Boundaries` takes beside the detector, as far as it can stand in a file."""
+
+
+BESIDE_DETECTOR = tuple(arguments(_watching))
+
+
+def _boundaries(entry: Mapping[str, Any]) -> Part:
+    """Whether tasks are announced ("given"), not ("hidden"), or found by a detector, with its arguments."""
+    name = str(entry["name"]).replace("-", "_")
+    given = {key: value for key, value in entry.items() if key != "name"}
+    if name in (GIVEN, HIDDEN):
+        if given:
+            raise UsageError(f"boundaries '{name}' have no arguments, but {', '.join(given)} is given; name a detector")
+        return Part(name, {})
+    if name not in detectors.names():
+        known = [GIVEN, HIDDEN, *detectors.names()]
+        raise UsageError(f"unknown boundaries '{name}'{nearest(name, known) or ';'} there are {', '.join(known)}")
+    beside = {key: given.pop(key) for key in BESIDE_DETECTOR if key in given}
+    part = _part(detectors, {"name": name, **given}, "boundaries")
+    return Part(name, part.arguments | structured(_watching, beside, "boundaries"))
 
 
 def _wants_one_thread(model: Part) -> bool:

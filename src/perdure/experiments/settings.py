@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SECTIONS = ("train", "stream", "model")
+SECTIONS = ("train", "stream", "model", "boundaries")
 
 
 def settings_of(written: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

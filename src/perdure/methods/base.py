@@ -72,6 +72,9 @@ class Method:
     aligned
         Attributes that are vectors [P] like `theta`, zero in the gaps between parameters, each with the fill of new
         entries: a number or "theta".
+    task_sums
+        Those of `aligned` that add up, step by step, within a task and are zero when it has ended. Where a boundary is
+        found late, the old task gets the sum as it was and the next one the rest.
     transient
         Attributes that are caches and are not saved.
     """
@@ -91,6 +94,7 @@ class Method:
     attachable: ClassVar[bool] = True
     distils_current: ClassVar[bool] = False
     aligned: ClassVar[dict[str, float | str]] = {}
+    task_sums: ClassVar[tuple[str, ...]] = ()
     transient: ClassVar[tuple[str, ...]] = ()
 
     learner: Learner

@@ -56,6 +56,7 @@ class SI(AnchoredPenalty):
     needs_update: ClassVar[bool] = True
     ranks: ClassVar[dict[str, int]] = {**AnchoredPenalty.ranks, "project_gradient": 99}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta", "path": 0.0}
+    task_sums: ClassVar[tuple[str, ...]] = ("path",)
     transient: ClassVar[tuple[str, ...]] = ("_kept", "_raw")
 
     def __post_init__(self) -> None:
