@@ -24,7 +24,9 @@ lint: $(VENV)/lint  ## style and types
 PROTOCOLS := der-split-mnist der-permuted-mnist vandeven-split-mnist
 
 reproduce: $(VENV)/demo  ## published tables on real data (PERDURE_DATA, or after 'perdure data get mnist'): hours
-	$(BIN)/perdure reproduce $(PROTOCOLS) --out docs/reproduced.md
+	mkdir -p runs
+	$(BIN)/perdure reproduce $(PROTOCOLS) --out docs/reproduced.md --json > runs/reproduced.json
+	cp runs/reproduced.json src/perdure/experiments/reproduced.json
 
 bench: $(VENV)/demo bench-avalanche  ## speed as ratios to loops by hand and to Avalanche: docs/performance.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --avalanche runs/avalanche.json --out docs/performance.md

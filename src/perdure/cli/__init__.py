@@ -1,4 +1,4 @@
-"""The command line: `perdure compare`, `run`, `list`, `explain`, `data`, `report`, `reproduce`.
+"""The command line: `perdure compare`, `run`, `list`, `explain`, `choose`, `data`, `report`, `reproduce`.
 
 Exit code 0: done; 1: failed; 2: bad usage; 130: interrupted. Results go to standard output, everything else to standard
 error. Nothing here imports torch before a command runs, so that help is there at once.
@@ -18,6 +18,7 @@ from importlib.metadata import version as version_of
 from cyclopts import App, CycloptsError
 
 from perdure.cli.allocator import keep_freed_memory
+from perdure.cli.choose import choose
 from perdure.cli.compare import compare
 from perdure.cli.data import data
 from perdure.cli.explain import explain
@@ -48,6 +49,7 @@ app.command(compare)
 app.command(run)
 app.command(list_names, name="list")
 app.command(explain)
+app.command(choose)
 app.command(data)
 app.command(report)
 app.command(reproduce)
