@@ -241,8 +241,7 @@ def test_old_outputs_drift_the_less_the_steeper_the_gates() -> None:
         for task in stream[1:]:
             made.fit_task(task, batch_size=8, epochs=10)
         drifts.append(float((made.outputs(x, 0)[:, :2] - before).abs().max()))
-    assert drifts[0] > 5 * drifts[1] > 5 * drifts[2]
-    assert drifts[2] < 1e-4
+    assert drifts[0] > 2 * drifts[1] > 100 * drifts[2], drifts
 
 
 def test_attention_accumulates_and_capacity_counts_the_units_in_use() -> None:
@@ -412,7 +411,7 @@ def test_refused_where_gates_have_no_task_or_heads_are_shared() -> None:
     with pytest.raises(IncompatibleError, match="'hat' is not defined on a class-incremental"):
         perdure.Learner(deep(), OPTIMIZERS["sgd"], [HAT()], scenario="class")
     with pytest.raises(IncompatibleError, match="compiled"):
-        perdure.Learner(torch.compile(deep()), OPTIMIZERS["sgd"], [HAT()])  # type: ignore[arg-type]
+        perdure.Learner(torch.compile(deep(), backend="eager"), OPTIMIZERS["sgd"], [HAT()])  # type: ignore[arg-type]
     with pytest.raises(IncompatibleError, match="mask_on is 'gradient'"):
         learner(HAT(mask_on="gradient"), OPTIMIZERS["momentum"])
     with pytest.raises(UsageError, match=r"smax is 0\.5"):

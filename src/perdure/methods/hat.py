@@ -199,6 +199,7 @@ class HAT(UpdateMask):
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             assert link.source is not None
             gate: Gate = getattr(self._layers[link.source], GATE)
+            self._measure_pass(len(args[0]))
             return (link.gate(args[0], self.attention(gate)), *args[1:])
 
         return hook
@@ -215,8 +216,6 @@ class HAT(UpdateMask):
     def slope(self) -> float:
         """s of the next update: from 1/smax up to smax within a pass over the data."""
         if self.period is None:
-            self.period = self.learner.steps_per_pass
-        if self.period is None:
             raise UsageError(
                 f"'{self.name}' anneals its gates within each pass over the data, and nobody said how long a pass is; "
                 f"give begin_task() the data, or {type(self).__name__}(anneal_steps=...)"
@@ -228,15 +227,19 @@ class HAT(UpdateMask):
         self._task = self.learner.task_index if task is None else task
 
     def on_batch(self, batch: Batch) -> Batch:
-        if self.period is None and self.learner.steps_per_pass is None:
-            self.period = self._updates_per_pass(batch.now.size)
+        self._measure_pass(batch.now.size)
         return batch
 
-    def _updates_per_pass(self, batch_size: int) -> int | None:
-        data: Any = None if self.learner.task is None else self.learner.task.train
-        if not hasattr(data, "__len__"):
-            return None
-        return -(-len(data) // batch_size) if hasattr(data, "ordered") else len(data)
+    def _measure_pass(self, batch_size: int) -> None:
+        """Find out, at a task's first batch, how many updates a pass over its data has."""
+        if self.period is not None or self.learner.task is None:
+            return
+        data: Any = self.learner.task.train
+        if self.learner.steps_per_pass is not None:
+            self.period = self.learner.steps_per_pass
+        elif hasattr(data, "__len__"):
+            # Examples are so many rows, a loader is so many batches.
+            self.period = -(-len(data) // batch_size) if hasattr(data, "ordered") else len(data)
 
     # -- the step -------------------------------------------------------------------------------------------------
 
