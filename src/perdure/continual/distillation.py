@@ -43,7 +43,7 @@ class KnowledgeDistillation(Wrapper):
     0.0
     """
 
-    method: Distillation
+    method: TeacherAtEnd
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class KnowledgeDistillation(Wrapper):
         return self.method.distance(as_tensors(inputs), outputs)
 
 
-class Distillation(LwF):
+class TeacherAtEnd(LwF):
     """LwF's term with the weight `strength`, the task's loss with the rest; the teacher is frozen when a task ends."""
 
     def has(self, hook: str) -> bool:
@@ -100,6 +100,6 @@ class Distillation(LwF):
         return self._divergence(outputs, targets, ()).mean() * self.temperature**2
 
 
-def distiller(temperature: float, alpha: float) -> Distillation:
+def distiller(temperature: float, alpha: float) -> TeacherAtEnd:
     """The method behind the wrapper."""
-    return Distillation(strength=alpha, temperature=temperature, columns="all")
+    return TeacherAtEnd(strength=alpha, temperature=temperature, columns="all")

@@ -49,6 +49,7 @@ class Wrapper:
         self._boundaries = Boundaries(self._moved, self._finalise, self._begin)
         self._snapshot = self.learner.parameters.theta.clone()
         self._index: dict[TaskId, int] = {}
+        self._warned = False
 
     def train_step(self, optimizer: Optimizer, loss_fn: RowLoss, inputs: Any, targets: Any, task_id: TaskId) -> Tensor:
         """Perform one training step on a batch of a task; a new `task_id` ends the task before it.
@@ -165,8 +166,6 @@ class Wrapper:
                 PerdureWarning,
                 stacklevel=3,
             )
-
-    _warned = False
 
     def _follow(self, at_boundary: bool = True) -> None:
         """Notice parameters that were replaced, moved or bound elsewhere; gradients that are there survive it."""
