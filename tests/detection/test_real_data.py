@@ -30,7 +30,13 @@ def permuted_digits() -> perdure.Stream:
     task = whole[0]
     assert task.test is not None
     return transformed(
-        task.train, task.test, [Permute(draw) for draw in draws], scenario="domain", prepare=whole.prepare
+        task.train,
+        task.test,
+        [Permute(draw) for draw in draws],
+        task_names=["a", "b", "c"],
+        name="permuted_digits",
+        scenario="domain",
+        prepare=whole.prepare,
     )
 
 
