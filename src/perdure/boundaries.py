@@ -171,7 +171,8 @@ class Boundaries:
         if callable(self.signal):
             return self.signal(current, batch)
         if self._named == "accuracy":
-            return (current.argmax(-1) == batch.now.y).double().mean()
+            hits: Tensor = current.argmax(-1) == batch.now.y
+            return hits.double().mean()
         alone = len(batch.sources) == 1 and batch.now.share is None and batch.now.allowed is None
         if alone and not learner.hooks["loss"] and not learner.hooks["criterion"]:
             return loss

@@ -97,12 +97,12 @@ class Detector:
 
     def reset(self) -> None:
         """Forget everything, the number of values seen included."""
-        self.steps = 0
+        self.steps: int = 0
         self._restart()
 
     def _restart(self) -> None:
-        self._begun = self.steps
-        self._scale = RunningScale(self.standardise)
+        self._begun: int = self.steps
+        self._scale: RunningScale = RunningScale(self.standardise)
         self._start()
 
     # -- state ----------------------------------------------------------------------------------------------------

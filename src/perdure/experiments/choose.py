@@ -182,9 +182,9 @@ def _advice(name: str, method: Any, needs: Needs) -> Advice:
     return Advice(
         name,
         method.use_when or method.summary,
-        found and found["ours"],
-        floor and floor["ours"],
-        found and found["published"],
+        found["ours"] if found else None,
+        floor["ours"] if floor else None,
+        found["published"] if found else None,
         " and ".join(keeps) or "nothing",
         STEPS.get(name, 1.1),
         f"perdure run -b DATA --scenario {needs.scenario} -m {name}{options}",
