@@ -85,7 +85,8 @@ class Detector:
         value = float(value)
         if not math.isfinite(value):
             raise UsageError(f"{self.name}: value {self.steps} is {value}, it must be finite; did training diverge?")
-        step, self.steps = self.steps, self.steps + 1
+        step = self.steps
+        self.steps += 1
         scaled = self._scale(value) if self.standardise else value
         if scaled is None or step - self._begun < self.cool_down:
             return None
