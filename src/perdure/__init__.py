@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perdure import data, errors, memory, methods, metrics, models, report, streams
+    from perdure import data, detection, errors, memory, methods, metrics, models, report, streams
     from perdure.attachment import attach
     from perdure.learner import Learner
     from perdure.methods.base import Method
@@ -28,7 +28,7 @@ _MODULES = {
     "benchmarks": "perdure.streams.benchmarks",
     **{
         name: f"perdure.{name}"
-        for name in ("data", "errors", "memory", "methods", "metrics", "models", "report", "streams")
+        for name in ("data", "detection", "errors", "memory", "methods", "metrics", "models", "report", "streams")
     },
 }
 
@@ -41,6 +41,7 @@ __all__ = [
     "attach",
     "benchmarks",
     "data",
+    "detection",
     "errors",
     "memory",
     "methods",
