@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perdure import continual, data, errors, memory, methods, metrics, models, report, streams
+    from perdure import continual, data, detection, errors, memory, methods, metrics, models, report, streams
     from perdure.attachment import attach
     from perdure.learner import Learner
     from perdure.methods.base import Method
@@ -28,7 +28,18 @@ _MODULES = {
     "benchmarks": "perdure.streams.benchmarks",
     **{
         name: f"perdure.{name}"
-        for name in ("continual", "data", "errors", "memory", "methods", "metrics", "models", "report", "streams")
+        for name in (
+            "continual",
+            "data",
+            "detection",
+            "errors",
+            "memory",
+            "methods",
+            "metrics",
+            "models",
+            "report",
+            "streams",
+        )
     },
 }
 
@@ -42,6 +53,7 @@ __all__ = [
     "benchmarks",
     "continual",
     "data",
+    "detection",
     "errors",
     "memory",
     "methods",

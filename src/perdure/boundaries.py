@@ -169,7 +169,8 @@ class Boundaries:
         learner = self.learner
         current = batch.part("current", outputs)
         if callable(self.signal):
-            return self.signal(current, batch)
+            value: Tensor = self.signal(current, batch)
+            return value
         if self._named == "accuracy":
             hits: Tensor = current.argmax(-1) == batch.now.y
             return hits.double().mean()

@@ -518,7 +518,7 @@ def test_bad_input_is_one_sentence() -> None:
     with pytest.raises(ModelError, match="gives 4 outputs, but the classes so far need 6"):
         perdure.Learner(perdure.models.MLP(64, [8], 4, seed=0), SGD).fit(digits(), steps=1)
     for options in ({"epochs": 0}, {"batch_size": -1}, {"steps": 0}):
-        with pytest.raises(UsageError, match="must be at least 1"):
+        with pytest.raises(UsageError, match="must be a whole number of at least 1"):
             perdure.Learner(mlp(), SGD).fit(digits(), **options)
     with pytest.raises(UsageError, match="'fp8', it must be one of"):
         perdure.Learner(mlp(), precision="fp8")
@@ -787,7 +787,7 @@ def test_misuse_of_the_learner_is_one_sentence() -> None:
     ):
         with pytest.raises(UsageError, match=sentence):
             perdure.Learner(mlp(), SGD, methods)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="capacity is 'a', it must be a number"):
+    with pytest.raises(UsageError, match="capacity is 'a', it must be a whole number"):
         Replay(capacity="a")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"optimizer is 'adam'; pass functools\.partial"):
         perdure.Learner(mlp(), "adam")  # type: ignore[arg-type]

@@ -60,6 +60,9 @@ class Detector:
             raise UsageError(f"{self.name}: standardise is {self.standardise}, it must be 0 or at least 10")
         if self.cool_down < 0:
             raise UsageError(f"{self.name}: cool_down is {self.cool_down}, it must be at least 0")
+        self.steps: int = 0
+        self._begun: int = 0
+        self._scale = RunningScale(self.standardise)
         self.reset()
 
     # -- for subclasses -------------------------------------------------------------------------------------------
