@@ -172,8 +172,8 @@ class Boundaries:
             value: Tensor = self.signal(current, batch)
             return value
         if self._named == "accuracy":
-            hits: Tensor = current.argmax(-1) == batch.now.y
-            return hits.double().mean()
+            right: Tensor = current.argmax(-1) == batch.now.y
+            return right.double().mean()
         alone = len(batch.sources) == 1 and batch.now.share is None and batch.now.allowed is None
         if alone and not learner.hooks["loss"] and not learner.hooks["criterion"]:
             return loss

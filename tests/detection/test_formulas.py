@@ -141,12 +141,12 @@ def test_one_sided_adwin_ignores_a_fall_and_goes_on_with_what_came_after_it() ->
 
 
 def test_what_adwin_was_fed_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(from_river, "LONGEST", 400)
+    monkeypatch.setattr(from_river, "LONGEST", 300)
     detector, other = ADWIN(**RAW), ADWIN(**RAW)
     draw = np.random.default_rng(2)
-    values = [float(value) for value in draw.uniform(0.4, 0.6, 730)] + [1.0] * 100
+    values = [float(value) for value in draw.uniform(0.4, 0.6, 730)] + [1.0] * 150
     assert not any(detector.observe(value) for value in values[:690])
-    assert len(detector.state_dict()["fed"]) < 400
+    assert len(detector.state_dict()["fed"]) < 300
     other.load_state_dict(detector.state_dict())
     found = [detector.observe(value) for value in values[690:]]
     assert found == [other.observe(value) for value in values[690:]]

@@ -8,6 +8,7 @@ import yaml
 
 from perdure import registry
 from perdure.errors import DataError, PerdureError, StorageError, UsageError
+from perdure.experiments.build import prepare
 from perdure.experiments.config import Experiment, read_yaml
 
 
@@ -181,3 +182,33 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00\x01\xff")
     with pytest.raises(UsageError, match="not UTF-8"):
         read_yaml(path)
+
+
+def test_boundaries_are_given_hidden_or_found_by_a_detector_and_stand_in_the_file() -> None:
+    assert Experiment.from_mapping({}).boundaries.name == "given"
+    assert Experiment.from_mapping({"boundaries": "hidden"}).boundaries.name == "hidden"
+    found = Experiment.from_mapping({"boundaries": {"name": "page-hinkley", "snapshots": 3}}, ["boundaries.delta=0.25"])
+    assert found.boundaries.name == "page_hinkley"
+    assert (found.boundaries.arguments["delta"], found.boundaries.arguments["snapshots"]) == (0.25, 3)
+    assert Experiment.from_mapping(found.to_mapping()) == found
+    prepared = prepare(
+        Experiment.from_mapping({"scenario": "domain"} | {"boundaries": found.to_mapping()["boundaries"]}), 0
+    )
+    watching = prepared.learner.boundaries
+    assert watching is not None
+    assert (watching.watch.arguments()["delta"], watching.snapshots) == (0.25, 3)
+    assert prepare(Experiment.from_mapping({"boundaries": "hidden"}), 0).fit_options["announce"] is False
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("page_hinkly", "unknown boundaries 'page_hinkly'; did you mean 'page_hinkley'"),
+        ({"name": "hidden", "delta": 1}, "boundaries 'hidden' have no arguments, but delta is given"),
+        ({"name": "page_hinkley", "detla": 1}, "unknown key 'boundaries.detla'; did you mean 'delta'"),
+        ({"name": "page_hinkley", "threshold": -1}, "page_hinkley: threshold is -1.0, it must be more than 0"),
+    ],
+)
+def test_boundaries_that_cannot_be_are_refused(written: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Experiment.from_mapping({"boundaries": written})

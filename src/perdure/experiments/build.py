@@ -81,7 +81,9 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     )
     learner.adopt(stream)
     options = {name: getattr(train, name) for name in FIT_OPTIONS}
-    return Prepared(stream, learner, options | {"announce": experiment.boundaries.name == GIVEN})
+    if experiment.boundaries.name == HIDDEN:
+        options["announce"] = False
+    return Prepared(stream, learner, options)
 
 
 def boundaries_of(part: Part) -> Boundaries | None:
