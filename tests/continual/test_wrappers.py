@@ -122,10 +122,13 @@ def test_it_is_the_learner_with_the_method_bit_for_bit(name: str, method: Any) -
 def test_a_step_returns_the_whole_loss_without_a_graph(name: str) -> None:
     model = build()
     wrapper, optimizer = WRAPPERS[name](model), adam(model)
-    train(wrapper, optimizer, batches(1), 1)
-    register(wrapper, 2, batches(2))
-    train(wrapper, optimizer, batches(2)[:2], 2)
-    x, y = batches(2)[2]
+    for task in (1, 2):
+        train(wrapper, optimizer, batches(task), task)
+        register(wrapper, task + 1, batches(task + 1))
+        if name == "ewc":
+            wrapper.update_fisher(task, batches(task))
+    train(wrapper, optimizer, batches(3)[:2], 3)
+    x, y = batches(3)[2]
     if name == "replay":
         state = wrapper.state_dict()
         drawn_x, drawn_y = wrapper.get_replay_batch(4)
@@ -137,7 +140,7 @@ def test_a_step_returns_the_whole_loss_without_a_graph(name: str) -> None:
         penalty = wrapper.get_ewc_loss if name == "ewc" else wrapper.get_regularization_loss
         assert penalty().item() > 0
         expected = F.cross_entropy(model(x), y) + penalty()
-    loss = wrapper.train_step(optimizer, loss_fn, x, y, 2)
+    loss = wrapper.train_step(optimizer, loss_fn, x, y, 3)
     assert loss.shape == ()
     assert not loss.requires_grad
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0)

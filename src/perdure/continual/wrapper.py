@@ -187,8 +187,6 @@ class Wrapper:
             "boundaries": self._boundaries.state_dict(),
             "snapshot": self._snapshot,
             "index": [[task_id, index] for task_id, index in self._index.items()],
-            "begun": self.learner.tasks_begun,
-            "training": self.learner.task is not None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,8 +204,7 @@ class Wrapper:
         saved = Layout.from_json(state["layout"])
         if saved != parameters.layout:
             self.learner.resize(Remap(saved, parameters.layout))
-        self.learner.tasks_begun = state["begun"]
-        self.learner.task = self._task(self._boundaries.open) if state["training"] else None
+        self.learner.task = None  # the next step begins the open task again
 
     def _load(self, state: dict[str, Any]) -> None:
         """Take over what a wrapper of its own kind has added to the state."""
