@@ -60,7 +60,7 @@ class Detector:
             raise UsageError(f"{self.name}: standardise is {self.standardise}, it must be 0 or at least 10")
         if self.cool_down < 0:
             raise UsageError(f"{self.name}: cool_down is {self.cool_down}, it must be at least 0")
-        self.steps: int = 0
+        self.steps = 0
         self._begun: int = 0
         self._scale = RunningScale(self.standardise)
         self.reset()
@@ -101,12 +101,12 @@ class Detector:
 
     def reset(self) -> None:
         """Forget everything, the number of values seen included."""
-        self.steps: int = 0
+        self.steps = 0
         self._restart()
 
     def _restart(self) -> None:
-        self._begun: int = self.steps
-        self._scale: RunningScale = RunningScale(self.standardise)
+        self._begun = self.steps
+        self._scale = RunningScale(self.standardise)
         self._start()
 
     # -- state ----------------------------------------------------------------------------------------------------
