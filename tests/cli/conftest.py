@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -74,10 +75,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         }
         words = [sys.executable, "-m", "perdure", *argv]
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(Process(words, cwd=tmp_path, env=environment, **options))
+        started.append(Process(words, cwd=tmp_path, env=environment, preexec_fn=_hear_ctrl_c, **options))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
         process.communicate()
+
+
+def _hear_ctrl_c() -> None:
+    """A shell has what it starts in the background ignore Ctrl-C, the tests included and all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
