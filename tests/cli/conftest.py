@@ -74,8 +74,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             "OMP_NUM_THREADS": "1",
         }
         words = [sys.executable, "-m", "perdure", *argv]
+        options = {"preexec_fn": _hear_ctrl_c, **options}
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(Process(words, cwd=tmp_path, env=environment, preexec_fn=_hear_ctrl_c, **options))
+        started.append(Process(words, cwd=tmp_path, env=environment, **options))
         return started[-1]
 
     yield start
