@@ -41,6 +41,8 @@ BUILD = {
     "derpp": lambda: [methods.DERpp(capacity=30)],
     "gem": lambda: [methods.GEM(per_task=10)],
     "agem": lambda: [methods.AGEM(per_task=10)],
+    "spg": lambda: [methods.SPG()],
+    "hat": lambda: [methods.HAT()],
     "many": lambda: [methods.LwF(), methods.EWC(strength=1, n_samples=50), methods.DERpp(capacity=30)],
 }
 
@@ -106,6 +108,8 @@ CASES = [
     ("derpp", "wide"),
     ("gem", "wide"),
     ("agem", "multi"),
+    ("spg", "multi"),
+    ("hat", "multi"),
     ("many", "growing"),
 ]
 
