@@ -101,7 +101,7 @@ for task, panel in enumerate(panels):
     panel.set_xticks(range(0, options.epochs + 1, max(1, options.epochs // 5)))
     panel.set_ylim(-0.03, 1.03)
     panel.grid(alpha=0.3)
-    panel.legend(loc="lower right")
+    panel.legend(loc="center right")
 panels[0].set_ylabel("Test accuracy")
 figure.savefig(options.out, dpi=120)
 print(f"wrote {options.out}")

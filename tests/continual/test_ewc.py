@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from wrapped import Batches, adam, batches, build, by_hand, loss_fn, train, weig
 from perdure.continual import EWC
 from perdure.errors import DataError, PerdureWarning, UsageError
 from perdure.methods.fisher import diagonal_fisher
+from perdure.models.heads import GrowingHead
 
 
 def state(ewc: EWC) -> tuple[Tensor, Tensor, float]:
@@ -335,3 +337,27 @@ def test_it_protects() -> None:
         return F.cross_entropy(model(x), y).item() - before
 
     assert forgetting(20.0) < 0.5 * forgetting(0)
+
+
+def test_the_latest_fisher_can_be_replaced_after_the_head_has_grown() -> None:
+    head = GrowingHead(9, 3, seed=1)
+    model = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), head)
+    ewc, optimizer = EWC(model, importance=0), adam(model)
+    ewc.method.fisher = "exact"
+    sums = []
+    for task in (1, 2):
+        train(ewc, optimizer, batches(task), task)
+        ewc.register_task(task, batches(task))
+        sums.append(ewc.learner.parameters.views(state(ewc)[0]))
+    ended = copy.deepcopy(model)
+    by_hand(model, optimizer, batches(3))
+    head.grow(5)
+    ended[2].grow(5)
+    ewc.update_fisher(2, batches(2)[:3])
+    found = exactly(ended, batches(2)[:3], dict(ended.named_parameters()))
+    importance, anchor, _ = state(ewc)
+    s, mu = ewc.learner.parameters.views(importance), ewc.learner.parameters.views(anchor)
+    torch.testing.assert_close(s["0.weight"], sums[0]["0.weight"] + found["0.weight"], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(s["2.weight"][:3], sums[0]["2.weight"] + found["2.weight"][:3], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(s["2.weight"][3:], found["2.weight"][3:], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(mu["2.weight"][3:], ended[2].weight[3:].detach(), rtol=0, atol=0)
