@@ -8,8 +8,7 @@ and the rows from before the change, as the detector estimates it. Training goes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from perdure.batch import Batch
 from perdure.data.examples import Examples
 from perdure.detection import Boundary, Detector
 from perdure.errors import DivergedError, UsageError
+from perdure.lagged import Lagged
 from perdure.memory import Buffer
 from perdure.registry import detectors
 from perdure.seeding import derive
@@ -27,23 +27,12 @@ from perdure.streams.task import Task
 
 if TYPE_CHECKING:
     from perdure.learner import Learner
-    from perdure.methods.base import Method
     from perdure.parameters import Remap
 
 Signal = Callable[[Tensor, Batch], Tensor]
 """From the outputs [rows, columns] of the current rows, before the update, and their batch: a scalar."""
 
 SIGNALS = ("loss", "accuracy")
-
-
-@dataclass
-class Snapshot:
-    """The model before a step, and the vectors that methods add up within a task."""
-
-    step: int
-    theta: Tensor
-    buffers: dict[str, Tensor]
-    sums: dict[str, Tensor]
 
 
 @dataclass
@@ -104,7 +93,8 @@ class Boundaries:
         """Start afresh for this learner."""
         self.learner = learner
         self.watch.reset()
-        self.found, self.ring = [], list[Snapshot]()
+        self.found = []
+        self.lagged = Lagged(learner, self.snapshot_every, self.snapshots)
         self.acting = False
         self.rows = self._new_rows()
 
@@ -116,7 +106,7 @@ class Boundaries:
     def open(self) -> None:
         """Begin the first task, or the next one after somebody has ended a task by hand."""
         self._begin()
-        self.ring = [self._snapshot()]
+        self.lagged.restart(self.watch.steps)
 
     def after_step(self, batch: Batch, outputs: Tensor | None, loss: Tensor) -> None:
         """Watch a finished step; if there is an alarm, end the task where it ended and begin the next."""
@@ -133,8 +123,8 @@ class Boundaries:
         boundary = self.watch.observe(value)
         if boundary is not None:
             self._change_task(boundary)
-        elif (step + 1) % self.snapshot_every == 0:
-            self.ring = [*self.ring, self._snapshot()][-self.snapshots :]
+        else:
+            self.lagged.after_step(self.watch.steps)
 
     # -- the signal -----------------------------------------------------------------------------------------------
 
@@ -197,11 +187,11 @@ class Boundaries:
         self.found.append(boundary)
         learner.follow_model()  # before the weights are exchanged: a new layer is noticed at a boundary
         assert learner.task is not None
-        with self._as_it_was(boundary.change_point):
+        with self.lagged.as_it_was(boundary.change_point, self.watch.steps):
             learner.task = self.with_rows(learner.task, boundary.change_point)
             learner.end_task()
             self._begin()
-        self.ring = [self._snapshot()]
+        self.lagged.restart(self.watch.steps)
 
     def with_rows(self, task: Task, change_point: int | None = None) -> Task:
         """The task with the sampled rows from before the change as its data; with all if there is none."""
@@ -214,56 +204,11 @@ class Boundaries:
         kept = rows.take(before if len(before) else torch.arange(len(rows)))
         return Task(task.index, task.name, Examples(kept["x"], kept["y"]), None, task.classes)
 
-    @contextmanager
-    def _as_it_was(self, change_point: int) -> Iterator[None]:
-        """The model with the newest weights from before the change (else the oldest), and afterwards as it is now.
-
-        A method that changes weights at a boundary keeps its change: then training goes on from there.
-        """
-        learner = self.learner
-        if change_point > self.watch.steps - 1:  # the detector says that nothing has changed yet
-            yield
-            return
-        clean = [snapshot for snapshot in self.ring if snapshot.step <= change_point]
-        lagged = clean[-1] if clean else self.ring[0]
-        theta, now = learner.parameters.theta, self._snapshot()
-        self._put(lagged)
-        yield
-        changed = learner.parameters.theta is not theta or not torch.equal(theta, lagged.theta)
-        with torch.no_grad():
-            if not changed:
-                self._put(Snapshot(now.step, now.theta, now.buffers, {}))
-            for key, method, name in self._summing():
-                getattr(method, name).add_(now.sums[key] - lagged.sums[key])
-
-    def _snapshot(self) -> Snapshot:
-        learner = self.learner
-        buffers = {name: tensor.clone() for name, tensor in learner.parameters.module.named_buffers()}
-        sums = {key: getattr(method, name).clone() for key, method, name in self._summing()}
-        return Snapshot(self.watch.steps, learner.parameters.theta.clone(), buffers, sums)
-
-    @torch.no_grad()
-    def _put(self, snapshot: Snapshot) -> None:
-        self.learner.parameters.theta.copy_(snapshot.theta)
-        for name, tensor in self.learner.parameters.module.named_buffers():
-            if name in snapshot.buffers:
-                tensor.copy_(snapshot.buffers[name])
-        for key, method, name in self._summing():
-            if key in snapshot.sums:
-                getattr(method, name).copy_(snapshot.sums[key])
-
-    def _summing(self) -> list[tuple[str, Method, str]]:
-        """Every vector that a method adds up within a task."""
-        return [(f"{m.name}.{name}", m, name) for m in self.learner.methods for name in m.task_sums]
-
     # -- state ----------------------------------------------------------------------------------------------------
 
     def resize(self, remap: Remap) -> None:
         """Follow a parameter vector that changed shape."""
-        theta = self.learner.parameters.theta
-        for snapshot in self.ring:
-            snapshot.theta = remap(snapshot.theta, theta)
-            snapshot.sums = {key: remap(vector, 0.0) for key, vector in snapshot.sums.items()}
+        self.lagged.resize(remap)
 
     def settings(self) -> dict[str, Any]:
         """The arguments, as plain values; a signal that is a function is named."""
@@ -279,24 +224,15 @@ class Boundaries:
         """Detector, snapshots, sampled rows and the boundaries so far."""
         return {
             "detector": self.watch.state_dict(),
-            "ring": [vars(snapshot) for snapshot in self.ring],
+            "ring": self.lagged.state(),
             "rows": None if self.rows is None else self.rows.state_dict(),
             "found": [vars(boundary) for boundary in self.found],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, for a learner with the same weights' layout and tasks begun."""
-        device = self.learner.parameters.theta.device
         self.watch.load_state_dict(state["detector"])
-        self.ring = [
-            Snapshot(
-                saved["step"],
-                saved["theta"].to(device, copy=True),
-                {name: tensor.to(device, copy=True) for name, tensor in saved["buffers"].items()},
-                {name: tensor.to(device, copy=True) for name, tensor in saved["sums"].items()},
-            )
-            for saved in state["ring"]
-        ]
+        self.lagged.load(state["ring"])
         self.rows = self._new_rows()
         if self.rows is not None and state["rows"] is not None:
             self.rows.load_state_dict(state["rows"])

@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perdure.continual.detection import detect_task_boundary
     from perdure.continual.distillation import KnowledgeDistillation
     from perdure.continual.ewc import EWC
     from perdure.continual.l2 import L2Regularization
@@ -36,9 +37,17 @@ _HOMES = {
     "KnowledgeDistillation": "distillation",
     "L2Regularization": "l2",
     "SynapticIntelligence": "si",
+    "detect_task_boundary": "detection",
 }
 
-__all__ = ["EWC", "ExperienceReplay", "KnowledgeDistillation", "L2Regularization", "SynapticIntelligence"]
+__all__ = [
+    "EWC",
+    "ExperienceReplay",
+    "KnowledgeDistillation",
+    "L2Regularization",
+    "SynapticIntelligence",
+    "detect_task_boundary",
+]
 
 
 def __getattr__(name: str) -> Any:

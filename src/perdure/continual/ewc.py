@@ -140,6 +140,11 @@ class EWC(PenaltyWrapper):
         while spare >= rows(self._recent[-1][0]):
             spare -= rows(self._recent.pop()[0])
 
+    def _change_task(self, old: TaskId, data: Any, new: TaskId) -> None:
+        if data is not None:
+            self._data.setdefault(old, _as_batches(data))
+        super()._change_task(old, data, new)
+
     # -- consolidating --------------------------------------------------------------------------------------------
 
     def _begin(self, task_id: TaskId) -> None:

@@ -42,9 +42,8 @@ class Wrapper:
         self.method = method
         # The first train_step brings the optimizer; until then one that moves nothing stands for it. Inputs and memory
         # format stay as the caller has them, for it is he who evaluates the model.
-        self.learner = _Learner(
-            model, partial(torch.optim.SGD, lr=0.0), [method], device=device, channels_last=False, follower=self._resize
-        )
+        self.learner = _Learner(model, partial(torch.optim.SGD, lr=0.0), [method], device=device, channels_last=False)
+        self.learner.followers.append(self._resize)
         self.learner.forward.prepare = _as_they_are
         self._boundaries = Boundaries(self._moved, self._finalise, self._begin)
         self._snapshot = self.learner.parameters.theta.clone()
@@ -100,6 +99,18 @@ class Wrapper:
     def memory_bytes(self) -> int:
         """Bytes of everything that is kept beside the model and its optimizer."""
         return self.method.memory_bytes() + sum(vector.nbytes for vector in self._vectors())
+
+    # -- for whoever finds boundaries -----------------------------------------------------------------------------
+
+    def _finish_step(self) -> None:
+        """Take in a step that the caller has taken himself, and parameters that were replaced."""
+        self._follow()
+        self._settle()
+
+    def _change_task(self, old: TaskId, data: Any, new: TaskId) -> None:
+        """End a task with the weights as they are, and with `data`, if it has none of its own, and begin the next."""
+        self._boundaries.register(old)
+        self._boundaries.register(new)
 
     # -- what a method of its own kind does otherwise -------------------------------------------------------------
 
@@ -211,15 +222,16 @@ class Wrapper:
 
 
 class _Learner(Learner):
-    """A learner that takes somebody else's vectors along when the parameters change shape."""
+    """A learner that takes other people's vectors along when the parameters change shape."""
 
-    def __init__(self, *arguments: Any, follower: Callable[[Remap], None], **options: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.followers: list[Callable[[Remap], None]] = []
         super().__init__(*arguments, **options)
-        self._follower = follower
 
     def resize(self, remap: Remap) -> None:
         super().resize(remap)
-        self._follower(remap)
+        for follow in self.followers:
+            follow(remap)
 
 
 def _as_they_are(x: Any) -> Any:
