@@ -10,18 +10,16 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from perdure.cli import describe
 from perdure.cli.output import Json, aligned, print_json
 
 EQUATION = re.compile(r"[+-]=|<-|argmin")
 FINETUNE = {
-    "name": "finetune",
+    **describe.FINETUNE,
     "kind": "method",
     "summary": "train on each task in turn and do nothing else",
     "description": "No method at all: the loss of the current task is all there is, and old tasks are forgotten.",
     "equation": "loss = loss of the current task",
-    "use_when": "as the lower reference of every comparison",
-    "cost": "nothing",
-    "paper": "classical baseline; no single source",
     "arguments": [],
 }
 
@@ -52,10 +50,7 @@ def _explanation(name: str) -> dict[str, Any]:
     method = registry.methods.get(name)
     found = _described(key, "method", method)
     found["summary"] = method.summary or found["summary"]
-    found |= {word: getattr(method, word, "") for word in ("use_when", "cost", "paper")}
-    found["scenarios"] = [s for s in ("task", "domain", "class", "online", "blurry") if s in method.scenarios]
-    flags = ("needs_boundaries", "needs_train_task_id", "needs_test_task_id", "needs_task_data", "stores_examples")
-    found |= {flag: getattr(method, flag) for flag in flags}
+    found |= describe.described_method(method)
     return found
 
 
@@ -145,15 +140,7 @@ def _what_it_is(argument: dict[str, Any]) -> str:
 
 
 def _needs(entry: dict[str, Any]) -> str:
-    words = {
-        "needs_boundaries": "to be told where tasks end",
-        "needs_train_task_id": "the task of every example in training",
-        "needs_test_task_id": "the task of every example when predicting",
-        "needs_task_data": "a task's data once more when it begins or ends",
-        "stores_examples": "to keep raw examples",
-    }
-    needs = [text for flag, text in words.items() if entry[flag]]
-    return f"{', '.join(needs) or 'nothing'}; works on streams: {', '.join(entry['scenarios'])}"
+    return f"{describe.needs(entry)}; works on streams: {describe.streams(entry)}"
 
 
 def _wrapped(text: str, indent: str = "") -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from perdure.cli.describe import FINETUNE, LETTERS, described_method, needs, streams
 from perdure.cli.output import Json, aligned, print_json
 
 NOT_SET_BY_HAND = ("input_shape", "outputs", "seed", "root")
@@ -25,11 +27,26 @@ def list_names(
 
     entries = [_described(kind, name, getattr(registry, kind).get(name)) for name in getattr(registry, kind).names()]
     if kind == "methods":
-        entries.insert(0, {"name": "finetune", "description": "no method at all: the lower reference"})
+        entries.insert(0, FINETUNE)
     if json:
         print_json(entries)
+    elif kind == "methods":
+        print(aligned([row for entry in entries for row in _rows(entry)]))
+        print(f"\n{textwrap.fill(LETTERS, 110)}")
     else:
         print(aligned([(entry["name"], entry["description"]) for entry in entries]))
+
+
+def _rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
+    """A method's lines: what it does, where it works and what it needs, what it costs, who found it."""
+    lines = [
+        entry["description"],
+        f"streams: {streams(entry)}",
+        f"needs: {needs(entry)}",
+        f"memory: {entry['memory']}; time: {entry['time']}",
+        entry["paper"],
+    ]
+    return [(entry["name"] if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
 def first_sentence(entry: Any) -> str:
@@ -40,15 +57,7 @@ def first_sentence(entry: Any) -> str:
 
 def _described(kind: Kind, name: str, entry: Any) -> dict[str, Any]:
     if kind == "methods":
-        return {
-            "name": name,
-            "description": entry.summary or first_sentence(entry),
-            "paper": getattr(entry, "paper", ""),
-            "use_when": getattr(entry, "use_when", ""),
-            "cost": getattr(entry, "cost", ""),
-            "scenarios": sorted(entry.scenarios),
-            "stores_examples": entry.stores_examples,
-        }
+        return {"name": name, "description": entry.summary or first_sentence(entry), **described_method(entry)}
     if kind == "datasets":
         keys = ("description", "shape", "classes", "train", "test", "licence", "citation", "homepage", "download_size")
         return {"name": name, **{key: getattr(entry, key) for key in keys}}

@@ -57,7 +57,7 @@ class AGEM(Method):
     use_when: ClassVar[str] = (
         "task-incremental streams, one pass, some old examples may be kept; replay is usually stronger"
     )
-    cost: ClassVar[str] = "time: one pass over batch_size rows a step; memory: examples and P"
+    cost: ClassVar[str] = "time: one pass over batch_size rows a step; memory: M D + P"
     needs_boundaries: ClassVar[bool] = True
     stores_examples: ClassVar[bool] = True
     scenarios: ClassVar[frozenset[str]] = frozenset({"task", "domain", "class"})

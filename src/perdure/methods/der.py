@@ -81,7 +81,7 @@ class DER(LogitMemory):
 
     summary: ClassVar[str] = "replay past examples towards the logits they had when they were new"
     use_when: ClassVar[str] = "as replay; stronger with small buffers, works without task boundaries"
-    cost: ClassVar[str] = "time: 1 + ratio times a step; memory: capacity examples and their logits"
+    cost: ClassVar[str] = "time: 1 + ratio times a step; memory: M (D + 4 C)"
 
     def on_batch(self, batch: Batch) -> Batch:
         if not self.alpha or not len(self.buffer):

@@ -55,7 +55,7 @@ class DERpp(LogitMemory):
     use_when: ClassVar[str] = (
         "some old examples may be kept: usually the best simple method, without task boundaries too"
     )
-    cost: ClassVar[str] = "time: 1 + 2 ratio times a step; memory: capacity examples and their logits"
+    cost: ClassVar[str] = "time: 1 + 2 ratio times a step; memory: M (D + 4 C)"
 
     def __post_init__(self) -> None:
         super().__post_init__()

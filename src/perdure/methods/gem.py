@@ -53,7 +53,7 @@ class GEM(Method):
     summary: ClassVar[str] = "project gradients so that no past task's memory gets worse (one constraint a task)"
     paper: ClassVar[str] = "Lopez-Paz and Ranzato 2017, arXiv 1706.08840"
     use_when: ClassVar[str] = "few tasks, some old examples may be kept, and backward transfer matters"
-    cost: ClassVar[str] = "time: one pass over every past task's memory a step; memory: examples and k P"
+    cost: ClassVar[str] = "time: one pass over every past task's memory a step; memory: M D + k P"
     needs_boundaries: ClassVar[bool] = True
     needs_train_task_id: ClassVar[bool] = True
     stores_examples: ClassVar[bool] = True

@@ -73,7 +73,7 @@ class HAT(UpdateMask):
         "the task is known in training and at test time, no old data may be kept, next to nothing may be forgotten, "
         "and the network has units to spare and no skip connections"
     )
-    cost: ClassVar[str] = "time: three vector operations a step and one product a gated layer; memory: P, units a task"
+    cost: ClassVar[str] = "time: three vector operations a step and one product a gated layer; memory: 2 P + U T"
     transient: ClassVar[tuple[str, ...]] = (
         *UpdateMask.transient,
         "_layers",

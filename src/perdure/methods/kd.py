@@ -43,7 +43,7 @@ class KD(SnapshotDistillation):
     summary: ClassVar[str] = "divide the loss between the task and the old model's answers (distillation)"
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
     use_when: ClassVar[str] = "as lwf, where one number should say how much of the loss is the past's"
-    cost: ClassVar[str] = "time: one more forward pass a step; memory: one copy of the model"
+    cost: ClassVar[str] = "time: one more forward pass a step; memory: P"
 
     def __post_init__(self) -> None:
         super().__post_init__()

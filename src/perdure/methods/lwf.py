@@ -49,7 +49,7 @@ class LwF(SnapshotDistillation):
     use_when: ClassVar[str] = (
         "no old data may be kept and new inputs resemble old ones; weak alone on class-incremental streams"
     )
-    cost: ClassVar[str] = "time: one more forward pass a step; memory: one copy of the model"
+    cost: ClassVar[str] = "time: one more forward pass a step; memory: P"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,7 +51,7 @@ class MomentumKD(Distillation):
     summary: ClassVar[str] = "keep the answers of a running average of the model; needs no task boundaries"
     paper: ClassVar[str] = "Michel et al. 2024, arXiv 2309.02870"
     use_when: ClassVar[str] = "beside replay, on streams without boundaries, where lwf has nobody to ask"
-    cost: ClassVar[str] = "time: one more forward pass and a vector operation a step; memory: one copy of the model"
+    cost: ClassVar[str] = "time: one more forward pass and a vector operation a step; memory: P"
     aligned: ClassVar[dict[str, float | str]] = {"average": "theta"}
 
     def __post_init__(self) -> None:

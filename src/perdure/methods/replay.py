@@ -72,7 +72,7 @@ class Replay(Method):
     summary: ClassVar[str] = "train again on a bounded sample of past examples"
     paper: ClassVar[str] = "Chaudhry et al. 2019, arXiv 1902.10486"
     use_when: ClassVar[str] = "some old examples may be kept: the strong baseline in every scenario"
-    cost: ClassVar[str] = "time: 1 + ratio times a step; memory: capacity examples"
+    cost: ClassVar[str] = "time: 1 + ratio times a step; memory: M D"
     stores_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ class VCL(Method):
     summary: ClassVar[str] = "a Gaussian over every weight; the posterior of a task is the prior of the next"
     paper: ClassVar[str] = "Nguyen et al. 2018, arXiv 1710.10628"
     use_when: ClassVar[str] = "uncertainty matters and the task is known at test time, or inputs change"
-    cost: ClassVar[str] = "time: twice a step, `samples` passes a prediction; memory: 4 P, the coreset"
+    cost: ClassVar[str] = "time: twice a step, `samples` passes a prediction; memory: 4 P + M D"
     regulariser: ClassVar[bool] = True
     needs_boundaries: ClassVar[bool] = True
     needs_task_data: ClassVar[bool] = True
