@@ -70,7 +70,7 @@ class SPG(UpdateMask):
         "weights"
     )
     cost: ClassVar[str] = (
-        "time: three vector operations a step, one forward and t+1 backward passes over the task at its end; memory: 2 P"
+        "time: three vector operations a step, 1 forward and t+1 backward passes over the task at its end; memory: 2 P"
     )
     needs_task_data: ClassVar[bool] = True
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0}
