@@ -148,8 +148,12 @@ class Learner:
         self.hooks: dict[str, list[Method]] = {
             hook: sorted((m for m in self.methods if m.has(hook)), key=methodcaller("rank", hook)) for hook in HOOKS
         }
-        self._gathers = any(self.hooks[h] for h in ("observe_gradient", "add_gradient", "project_gradient"))
+        self.parameters.keeps_arrivals = any(method.reads_arrivals and method.acts for method in self.methods)
+        gathering = any(self.hooks[h] for h in ("observe_gradient", "add_gradient", "project_gradient"))
+        self._gathers = gathering or self.parameters.keeps_arrivals
         self._starter = self._find_starter()
+        first = self.hooks["add_gradient"][:1] if self.parameters.keeps_arrivals else []
+        self._late_start = first[0].start_gradient if first and not self.hooks["observe_gradient"] else None
         check_optimizers(self.methods, self.optimizers.all)
         self._needs_before = any(method.needs_update for method in self.methods)
         if scenario is not None:
@@ -241,10 +245,10 @@ class Learner:
         `started` says that the first `add_gradient` is in the gradient already.
         """
         if self._gathers or self.flat.worth_gathering:
-            grad = self.parameters.arrived() if started else self.parameters.gather()
+            grad = self.parameters.arrived() if started else self.parameters.gather(self._late_start)
             for method in self.hooks["observe_gradient"]:
                 method.observe_gradient(grad)
-            for method in self.hooks["add_gradient"][started:]:
+            for method in self.hooks["add_gradient"][self.parameters.begun :]:
                 method.add_gradient(grad)
             for method in self.hooks["project_gradient"]:
                 method.project_gradient(grad)
@@ -467,7 +471,8 @@ class Learner:
 
     def _find_starter(self) -> Method | None:
         """The first `add_gradient`, if the gradient may start as what it adds: one backward pass, seen by nobody."""
-        alone = not self.hooks["observe_gradient"] and self.scaler is None and self.micro_batches == 1
+        seen = self.hooks["observe_gradient"] or self.parameters.keeps_arrivals
+        alone = not seen and self.scaler is None and self.micro_batches == 1
         wrapped = self.parameters.module is not self.model and not hasattr(self.model, "_orig_mod")
         return self.hooks["add_gradient"][0] if alone and not wrapped and self.hooks["add_gradient"] else None
 

@@ -155,7 +155,8 @@ class ParameterVector:
         self._versions: list[int] = []
         self._before: Tensor | None = None
         self._scratch: Tensor | None = None
-        self.complete = False
+        self.complete = self.begun = self.keeps_arrivals = False
+        self.arrivals: list[Tensor | None] = []
         self.rebind()
 
     # -- binding ------------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ class ParameterVector:
                 parameter.data = slot.view(theta)
                 parameter.grad = None
         self.theta, self.grad, self._before, self._scratch = theta, torch.empty(0), None, None
-        self.members, self.layout, self._grads = members, layout, []
+        self.members, self.layout, self._grads, self.arrivals = members, layout, [], []
         owners = {id(p): (m._parameters, key) for m in self.module.modules() for key, p in m._parameters.items()}
         self._watch = [(*owners[id(p)], p, p.data_ptr()) for p in members.values()]
         if not previous.slots or (previous, was.device, was.dtype) == (layout, theta.device, theta.dtype):
@@ -283,31 +284,41 @@ class ParameterVector:
 
     def release(self) -> None:
         """Forget every gradient: `p.grad = None`."""
-        self.complete = False
+        self.complete, self.arrivals = False, []
         for parameter in self.members.values():
             parameter.grad = None
 
-    def gather(self) -> Tensor:
+    def gather(self, start: Callable[[Tensor], bool] | None = None) -> Tensor:
         """Copy all gradients into `grad` [P] and make every `p.grad` a view of it.
 
         A parameter that took no part keeps `p.grad = None`, so no optimizer moves it; its part of `grad` is zero, and
-        `complete` is false.
+        `complete` is false. Where `keeps_arrivals` is set, `arrivals` are the gradients as they came, one a parameter
+        (None: it took no part), whatever happens to `grad`.
+
+        `start` may write into `grad` first; then the gradients are added to that, and `begun` is true.
         """
-        views, gradients = [], []
+        pairs = self._gradient_views()
+        gradients = [parameter.grad for parameter, _ in pairs]
+        if self.keeps_arrivals or start is not None:
+            views = [view for _, view in pairs]
+            gradients = [g.clone() if g is not None and g is v else g for g, v in zip(gradients, views, strict=True)]
+        self.arrivals = gradients if self.keeps_arrivals else []
+        self.begun = start is not None and start(self.grad)
         self.complete = True
-        for parameter, view in self._gradient_views():
-            gradient = parameter.grad
+        into, arrived = [], []
+        for (parameter, view), gradient in zip(pairs, gradients, strict=True):
             if gradient is None:
                 self.complete = False
-                view.zero_()
+                if not self.begun:
+                    view.zero_()
             elif gradient.is_sparse:
                 raise ModelError("a parameter has a sparse gradient; build its embedding with sparse=False")
             elif gradient is not view:
-                views.append(view)
-                gradients.append(gradient)
+                into.append(view)
+                arrived.append(gradient)
                 parameter.grad = view
-        if views:
-            torch._foreach_copy_(views, gradients)
+        if into:
+            (torch._foreach_add_ if self.begun else torch._foreach_copy_)(into, arrived)
         return self.grad
 
     def expect(self, start: Callable[[Tensor], bool]) -> bool:
@@ -326,7 +337,7 @@ class ParameterVector:
 
     def arrived(self) -> Tensor:
         """What `expect` began, after the backward pass: as `gather`, but what took no part keeps what was written."""
-        self.complete = True
+        self.complete = self.begun = True
         for (parameter, view), version in zip(self._grads, self._versions, strict=True):
             if view._version == version:
                 parameter.grad = None

@@ -112,8 +112,9 @@ class SynapticIntelligence(PenaltyWrapper):
     def _settle(self) -> None:
         if self._waiting is not None:
             gradient, before = self._waiting
-            self.method.observe_gradient(gradient)
-            self.method.observe_update(before, self.learner.parameters.theta)
+            parameters = self.learner.parameters
+            parameters.arrivals = list(parameters.views(gradient).values())
+            self.method.observe_update(before, parameters.theta)
             self._waiting = None
 
     def _added_loss(self) -> Tensor | None:

@@ -155,8 +155,8 @@ class Method:
     def start_gradient(self, grad: Tensor) -> bool:
         """Write into `grad` [P] what `add_gradient` would add, before the backward pass adds the rest; false: nothing.
 
-        Not a hook of its own: the first `add_gradient` is asked in steps in which nobody has to see the gradient
-        without it. The sum of two numbers does not depend on their order, so the bits are the same.
+        Not a hook of its own: the first `add_gradient` is asked in steps in which nobody has to see the vector without
+        it. The sum of two numbers does not depend on their order, so the bits are the same.
         """
         return False
 
@@ -191,6 +191,14 @@ class Method:
     def has(self, hook: str) -> bool:
         """Whether a hook does anything; one that does nothing is never called and costs nothing."""
         return getattr(type(self), hook) is not getattr(Method, hook)
+
+    @property
+    def reads_arrivals(self) -> bool:
+        """Whether `observe_update` reads `parameters.arrivals`, the raw gradients tensor by tensor.
+
+        That is cheaper than `observe_gradient`, whose vector has to be copied, since what follows changes it.
+        """
+        return False
 
     @property
     def acts(self) -> bool:

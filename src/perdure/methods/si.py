@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -57,7 +58,7 @@ class SI(AnchoredPenalty):
     ranks: ClassVar[dict[str, int]] = {**AnchoredPenalty.ranks, "project_gradient": 99}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta", "path": 0.0}
     task_sums: ClassVar[tuple[str, ...]] = ("path",)
-    transient: ClassVar[tuple[str, ...]] = ("_kept", "_raw")
+    transient: ClassVar[tuple[str, ...]] = ("_kept", "_total", "_views")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,33 +75,45 @@ class SI(AnchoredPenalty):
 
     def _forget_caches(self) -> None:
         super()._forget_caches()
-        self._raw: Tensor | None = None
+        self._total: Tensor | None = None
+        self._views: tuple[Tensor, list[Tensor], Tensor, list[Tensor]] | None = None
 
     @property
     def merges(self) -> bool:
         return self.clamp and super().merges
 
+    @property
+    def reads_arrivals(self) -> bool:
+        return self.gradient == "loss"
+
     def has(self, hook: str) -> bool:
-        if hook in ("observe_gradient", "project_gradient"):
-            return (hook == "project_gradient") == (self.gradient == "total")
+        if hook == "project_gradient":
+            return self.gradient == "total"
         return super().has(hook)
 
-    def observe_gradient(self, grad: Tensor) -> None:
-        self._keep(grad)
-
     def project_gradient(self, grad: Tensor) -> None:
-        self._keep(grad)
-
-    def _keep(self, grad: Tensor) -> None:
-        # A copy always: what follows may change `grad` in place, and so do optimizers (foreach SGD with nesterov).
-        if self._raw is None:
-            self._raw = grad.clone()
+        # A copy: clipping changes `grad` in place, and so do optimizers (foreach SGD with nesterov).
+        if self._total is None:
+            self._total = grad.clone()
         else:
-            self._raw.copy_(grad)
+            self._total.copy_(grad)
 
     def observe_update(self, before: Tensor, theta: Tensor) -> None:
-        if self._raw is not None:
-            self.path.addcmul_(self._raw, torch.sub(theta, before, out=self.parameters.scratch), value=-1)
+        delta = torch.sub(theta, before, out=self.parameters.scratch)
+        if self._total is not None:
+            self.path.addcmul_(self._total, delta, value=-1)
+        else:
+            self._follow_path(self.parameters.arrivals, delta)
+
+    def _follow_path(self, gradients: Sequence[Tensor | None], delta: Tensor) -> None:
+        """`path -= g * delta`, with g as one tensor a parameter."""
+        if self._views is None or self._views[0] is not self.path or self._views[2] is not delta:
+            views = self.parameters.views
+            self._views = self.path, list(views(self.path).values()), delta, list(views(delta).values())
+        taking = [(p, g, d) for p, g, d in zip(self._views[1], gradients, self._views[3], strict=True) if g is not None]
+        if taking:
+            path, gradient, movement = (list(column) for column in zip(*taking, strict=True))
+            torch._foreach_addcmul_(path, gradient, movement, value=-1)
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
