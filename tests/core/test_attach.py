@@ -11,7 +11,24 @@ from torch.nn import functional as F
 
 import perdure
 from perdure.errors import IncompatibleError, UsageError
-from perdure.methods import AGEM, DER, EWC, GEM, KD, L2, MAS, SI, DERpp, Joint, LwF, Method, MomentumKD, Replay
+from perdure.methods import (
+    AGEM,
+    DER,
+    EWC,
+    GEM,
+    HAT,
+    KD,
+    L2,
+    MAS,
+    SI,
+    SPG,
+    DERpp,
+    Joint,
+    LwF,
+    Method,
+    MomentumKD,
+    Replay,
+)
 from perdure.models.heads import MultiHead
 
 pytestmark = pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
@@ -110,7 +127,40 @@ def test_attached_equals_the_learner_to_rounding(name: str) -> None:
     assert not torch.allclose(theirs, with_learner([], SGD), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["ewc", "agem", "replay"])
+def task_by_task(methods: list[Method], make: Any, attached: bool) -> Tensor:
+    """Three tasks whose columns are known, in the learner or in a loop of one's own."""
+    model, data = mlp(MultiHead(20, seed=1)), stream("task")[:3]
+    model.head.add(0, data[0].classes)  # type: ignore[union-attr]
+    optimizer = make(model.parameters())
+    guard = perdure.attach(model, optimizer, methods, scenario="task") if attached else None
+    learner = perdure.Learner(model, optimizer, methods, scenario="task") if guard is None else guard.learner
+    learner.forward.prepare = lambda x: x
+    for task in data:
+        if guard is None:
+            learner.begin_task(task.name, _data(task), task.classes)
+            for x, y in _batches(stream("task"), task, 8):
+                learner.step(x, y)
+            learner.end_task()
+            continue
+        with guard.task(task.name, _data(task), task.classes):
+            for x, y in _batches(stream("task"), task, 8):
+                guard.see(x, y)
+                optimizer.zero_grad()
+                columns = slice(task.classes[0], task.classes[-1] + 1)
+                F.cross_entropy(model(x)[:, columns], y - task.classes[0]).backward()
+                optimizer.step()
+    return learner.parameters.theta.clone()
+
+
+@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM], ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("mask", [SPG, HAT], ids=["spg", "hat"])
+def test_attached_masks_equal_the_learner_bit_for_bit(mask: type[Method], optimizer: Any) -> None:
+    ours, theirs = task_by_task([mask()], optimizer, True), task_by_task([mask()], optimizer, False)
+    assert torch.equal(ours, theirs)
+    assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["ewc", "agem", "replay", "si"])
 def test_gradients_that_are_zeroed_in_place(name: str) -> None:
     assert torch.equal(with_loop(EXACT[name](), SGD, set_to_none=False), with_learner(EXACT[name](), SGD))
 

@@ -11,7 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import perdure
-from perdure.methods import AGEM, DER, EWC, GEM, KD, L2, MAS, SI, DERpp, LwF, Method, MomentumKD, Replay
+from perdure.methods import (
+    AGEM,
+    DER,
+    EWC,
+    GEM,
+    HAT,
+    KD,
+    L2,
+    MAS,
+    SI,
+    SPG,
+    DERpp,
+    LwF,
+    Method,
+    MomentumKD,
+    Replay,
+)
 from perdure.models.heads import MultiHead
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -126,6 +142,15 @@ def test_no_methods_equal_a_hand_written_loop(name: str, scenario: str) -> None:
 @pytest.mark.parametrize("name", OFF)
 def test_a_method_switched_off_is_fine_tuning(name: str, optimizer: str) -> None:
     assert same(fitted([OFF[name]], OPTIMIZERS[optimizer]), fitted([], OPTIMIZERS[optimizer]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+@pytest.mark.parametrize("mask", [SPG, HAT], ids=["spg", "hat"])
+def test_a_mask_switched_off_is_fine_tuning_and_switched_on_is_not(mask: type[Method], optimizer: str) -> None:
+    plain = fitted([], OPTIMIZERS[optimizer], "task")
+    assert same(fitted([mask(strength=0)], OPTIMIZERS[optimizer], "task"), plain)  # type: ignore[call-arg]
+    on = fitted([mask()], OPTIMIZERS[optimizer], "task").get_parameter("body.0.weight")
+    assert not torch.equal(on, plain.get_parameter("body.0.weight"))
 
 
 def random_case(seed: int, dtype: torch.dtype) -> tuple[Callable[[], nn.Module], list[tuple[Tensor, Tensor]]]:

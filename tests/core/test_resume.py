@@ -35,6 +35,9 @@ BUILD = {
     "si": lambda: [methods.SI(strength=0.1)],
     "penalties": lambda: [methods.EWC(strength=1), methods.MAS(strength=0.01), methods.SI(strength=0.1)],
     "lwf": lambda: [methods.LwF()],
+    "kd": lambda: [methods.KD(replayed=True), methods.Replay(capacity=30)],
+    "momentum_kd": lambda: [methods.MomentumKD(), methods.Replay(capacity=30)],
+    "vcl": lambda: [methods.VCL(coreset=5, coreset_steps=3, samples=2)],
     "replay": lambda: [methods.Replay(capacity=30)],
     "replay_balanced": lambda: [methods.Replay(capacity=30, writing="class_balanced", reading="class_balanced")],
     "der": lambda: [methods.DER(capacity=30)],
@@ -55,6 +58,8 @@ for name, head in cases:
     # What a checkpoint restores is made different on purpose: dropout's generator and the model's first weights.
     torch.manual_seed(99 if begun else 11)
     mlp = perdure.models.MLP(64, [20], 10, head=head, seed=7 if begun else 2)
+    if name == "vcl":
+        mlp = perdure.models.mean_field(mlp, seed=4 if begun else 5)
     stream = perdure.benchmarks.split_digits(scenario="task" if head == "multi" else "class", tasks=5, seed=1)
     learner = perdure.Learner(torch.nn.Sequential(torch.nn.Dropout(0.1), mlp), partial(torch.optim.Adam, lr=1e-2),
                               BUILD[name](), seed=1, scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 7, 0.9))
@@ -102,6 +107,9 @@ CASES = [
     ("si", "growing"),
     ("penalties", "growing"),
     ("lwf", "multi"),
+    ("kd", "wide"),
+    ("momentum_kd", "growing"),
+    ("vcl", "multi"),
     ("replay", "wide"),
     ("replay_balanced", "multi"),
     ("der", "growing"),

@@ -6,6 +6,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -106,13 +107,20 @@ class MethodSuite:
         assert [module.training for module in model] == [True, True, False, True, True]
         assert all(torch.equal(tensor, statistics[name]) for name, tensor in model.named_buffers())
 
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+    def test_it_does_the_same_on_a_gpu(self) -> None:
+        there = self._learner([self.on()], device="cuda")
+        self._run(there)
+        torch.testing.assert_close(there.parameters.theta.cpu(), self._train([self.on()]), rtol=0, atol=1e-3)
+        assert there.methods[0].memory_bytes() > 0
+
     # -- how they train -------------------------------------------------------------------------------------------
 
-    def _learner(self, methods: list[Method], head: nn.Module | None = None) -> Learner:
+    def _learner(self, methods: list[Method], head: nn.Module | None = None, device: str | None = None) -> Learner:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PerdureWarning)
             model = self.prepared(MLP(64, [12], 10, head=head, seed=3))
-            learner = Learner(model, partial(torch.optim.SGD, lr=0.05, momentum=0.5), methods)
+            learner = Learner(model, partial(torch.optim.SGD, lr=0.05, momentum=0.5), methods, device=device)
             learner.adopt(split_digits(scenario=self.scenario, seed=0))
             return learner
 
