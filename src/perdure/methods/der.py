@@ -48,7 +48,7 @@ class DER(LogitMemory):
         Examples kept in total; 0 switches the method off. None with `bytes_budget`.
     alpha
         Weight of the term; 0 switches it off.
-    ratio, batch_size, writing, reading, bytes_budget
+    ratio, batch_size, writing, reading, bytes_budget, folder
         See `Replay`.
     forward
         "separate" (published) or "joint".
@@ -62,6 +62,7 @@ class DER(LogitMemory):
     reading: str = "uniform"
     forward: str = "separate"
     bytes_budget: int | None = None
+    folder: str | None = None
 
     summary: ClassVar[str] = "replay past examples towards the logits they had when they were new"
     use_when: ClassVar[str] = "as replay; stronger with small buffers, works without task boundaries"

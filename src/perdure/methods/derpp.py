@@ -34,7 +34,7 @@ class DERpp(LogitMemory):
         Weights of the logit term and of the label term.
     shared_draw
         Use one draw for both terms: a different, cheaper algorithm.
-    ratio, batch_size, writing, reading, bytes_budget
+    ratio, batch_size, writing, reading, bytes_budget, folder
         See `Replay`; each draw has this size.
     forward
         "separate" (published) or "joint".
@@ -50,6 +50,7 @@ class DERpp(LogitMemory):
     reading: str = "uniform"
     forward: str = "separate"
     bytes_budget: int | None = None
+    folder: str | None = None
 
     summary: ClassVar[str] = "replay past examples towards their stored logits and their labels"
     use_when: ClassVar[str] = (

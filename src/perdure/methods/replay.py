@@ -132,6 +132,9 @@ class Replay(Remembering):
     per_class
         With `capacity=None`: the buffer grows when a task ends, by so many examples of each of its classes, instead of
         being a sample of the whole stream at any moment. They are random, or chosen as `writing` says.
+    folder
+        Keep the examples in files without a name in this folder instead of in memory, for buffers that do not fit
+        there. Results are the same; every checkpoint copies what is stored.
     """
 
     capacity: int | None = 1000
@@ -144,6 +147,7 @@ class Replay(Remembering):
     forward: str = "joint"
     bytes_budget: int | None = None
     per_class: int | None = None
+    folder: str | None = None
 
     summary: ClassVar[str] = "train again on a bounded sample of past examples"
     paper: ClassVar[str] = "Chaudhry et al. 2019, arXiv 1902.10486"
@@ -227,12 +231,15 @@ def check_buffer(method: Any) -> None:
 
 def make_buffer(method: Any) -> Buffer:
     """The buffer that a method's arguments describe, with generators of the method's own."""
+    folder = getattr(method, "folder", None)
     return Buffer(
         _capacity(method),
         writing=method.writing,
         reading=method.reading,
         seed=derive(method.learner.seed, "buffer", method.name),
         bytes_budget=method.bytes_budget,
+        storage="memory" if folder is None else "mapped",
+        folder=folder,
     )
 
 
