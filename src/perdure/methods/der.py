@@ -76,6 +76,7 @@ class DER(LogitMemory):
         return add_drawn(batch, "der", drawn, self.forward, share=0.0)
 
     def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
+        super().loss(batch, outputs)
         return logit_loss(batch, "der", outputs, self.alpha)
 
 

@@ -79,4 +79,5 @@ class DERpp(LogitMemory):
         return batch
 
     def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
+        super().loss(batch, outputs)
         return logit_loss(batch, "derpp_logits", outputs, self.alpha)

@@ -57,16 +57,25 @@ class Remembering(Method):
 
     def has(self, hook: str) -> bool:
         off = 0 in (self.capacity, self.ratio, self.batch_size)
-        absent = "after_step" if self.selects else "end_task"
-        return super().has(hook) and hook != absent and not off
+        if hook == ("after_step" if self.selects else "end_task"):
+            return False
+        own = type(self).loss is not Remembering.loss or self.writing == "loss_aware"
+        return super().has(hook) and (hook != "loss" or own) and not off
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
         self.buffer = make_buffer(self)
 
-    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
+    def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
         if self.writing == "loss_aware":
-            self._note_losses(batch, outputs)
+            for name in self.draws:
+                source = batch.find(name)
+                if source is not None:
+                    losses = self._losses(source, batch.part(name, outputs))
+                    self.buffer.update(source.extras["slot"], {"loss": losses})
+        return None
+
+    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
         if batch.first_pass:
             self.buffer.add(self.columns(batch, outputs))
 
@@ -81,13 +90,6 @@ class Remembering(Method):
 
     def end_task(self, task: Task) -> None:
         choose_examples(self.learner, self.buffer, task, with_logits=self.stores_logits)
-
-    def _note_losses(self, batch: Batch, outputs: Tensor | None) -> None:
-        for name in self.draws:
-            source = batch.find(name)
-            if source is not None and outputs is not None:
-                losses = self._losses(source, batch.part(name, outputs))
-                self.buffer.update(source.extras["slot"], {"loss": losses})
 
     @torch.no_grad()
     def _losses(self, source: Source, outputs: Tensor) -> Tensor:
@@ -268,7 +270,7 @@ def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, shar
         return batch
     # The buffer may live elsewhere: loaded on another machine, or the model has moved since.
     device = leaves(batch.now.x)[0].device
-    x, y = to_device(drawn.pop("x"), device), to_device(drawn.pop("y"), device)
+    x, y = batch.augmented(to_device(drawn.pop("x"), device)), to_device(drawn.pop("y"), device)
     extras = {key: to_device(value, device) for key, value in drawn.items()}
     if extras.pop("loss", None) is not None:
         extras["slot"] = slots  # where the loss of this step will be stored
@@ -277,4 +279,4 @@ def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, shar
 
 def columns_of(source: Source, task: int | None) -> dict[str, Any]:
     """The columns under which a source's rows are stored; a task of -1 means that none was known."""
-    return {"x": source.x, "y": source.y, "task": -1 if task is None else task}
+    return {"x": source.stored, "y": source.y, "task": -1 if task is None else task}
