@@ -26,7 +26,7 @@ Loss = Callable[[Tensors], Tensor]
 
 
 def looked_ahead(theta: Tensors, rates: Tensors, pieces: list[Loss], every: Loss, constant: bool) -> Tensor:
-    """The mean loss over the looks-ahead, as its definition reads; `constant` cuts the graph of the chunks' gradients."""
+    """The mean loss over the looks-ahead, as its definition reads; `constant`: without the chunks' own derivatives."""
     fast, losses = dict(theta), []
     for loss in pieces:
         found = torch.autograd.grad(loss(fast), list(fast.values()), create_graph=not constant)
@@ -113,7 +113,7 @@ def test_both_gradients_are_those_of_autograd(order: str, count: int, scenario: 
     by_theta, by_rates = gradients(problem, count, constant=order == "first")
     moved, learned = problem.step()
     assert by_theta.norm() > 0.1
-    assert by_rates.norm() > 0.03
+    assert by_rates.norm() > 0.01
     assert torch.allclose(moved, by_theta, atol=1e-12)
     assert torch.allclose(learned, 0.3 * by_rates, atol=1e-12)
 

@@ -185,9 +185,10 @@ def test_what_it_cannot_work_with_is_said_before_training() -> None:
         perdure.Learner(toy_model(), sgd, [MER(), LaMAML()])
     with pytest.raises(perdure.errors.IncompatibleError, match="replaces the whole step"):
         perdure.Learner(toy_model(), sgd, [MER(), EWC()])
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(perdure.errors.IncompatibleError, match="own a part of the training loop"):
-        model = nn.Linear(2, 2)
-        perdure.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [MER()])
+        perdure.attach(model, optimizer, [MER()])
     with pytest.warns(perdure.errors.PerdureWarning, match="plain SGD without momentum"):
         perdure.Learner(toy_model(), momentum, [MER()])
     with pytest.warns(perdure.errors.PerdureWarning, match="passes every example 55 times"):

@@ -81,7 +81,7 @@ class LaMAML(Method):
     paper: ClassVar[str] = "Gupta et al. 2020, arXiv 2007.13904"
     use_when: ClassVar[str] = "online streams in small batches, some old examples may be kept, and time is no concern"
     cost: ClassVar[str] = (
-        "time: glances x (1 + chunks (batch + batch_size) / batch) steps; memory: capacity examples and P, 6 P in a step"
+        "time: glances x (1 + chunks (batch + batch_size) / batch) steps; memory: capacity examples, P, 6 P a step"
     )
     stores_examples: ClassVar[bool] = True
     owns: ClassVar[tuple[str, ...]] = ("step",)
