@@ -57,6 +57,8 @@ class DERpp(LogitMemory):
     )
     cost: ClassVar[str] = "time: 1 + 2 ratio times a step; memory: capacity examples and their logits"
 
+    draws: ClassVar[tuple[str, ...]] = ("derpp_logits", "derpp_labels")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_value(self.name, "beta", self.beta)
@@ -71,7 +73,7 @@ class DERpp(LogitMemory):
             batch = add_drawn(batch, "derpp_logits", self.buffer.sample(size), self.forward, share=0.0)
         if self.beta:
             drawn = self.buffer.sample(size)
-            labelled = {name: drawn[name] for name in ("x", "y", "task", "slot")}
+            labelled = {name: column for name, column in drawn.items() if name not in ("logits", "valid")}
             batch = add_drawn(batch, "derpp_labels", labelled, self.forward, share=self.beta)
         return batch
 
