@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from perdure.errors import UsageError
@@ -61,6 +62,7 @@ class AGEM(Method):
     needs_boundaries: ClassVar[bool] = True
     stores_examples: ClassVar[bool] = True
     scenarios: ClassVar[frozenset[str]] = frozenset({"task", "domain", "class"})
+    transient: ClassVar[tuple[str, ...]] = ("_reference",)
 
     def __post_init__(self) -> None:
         check_count(self.name, "per_task", self.per_task)
@@ -81,6 +83,7 @@ class AGEM(Method):
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
         writing = "reservoir" if self.per_class is None else "class_balanced"
+        self._reference: Tensor | None = None
         self.memory = TaskMemory(derive(learner.seed, "buffer", self.name), writing)
 
     def begin_task(self, task: Task) -> None:
@@ -93,10 +96,10 @@ class AGEM(Method):
         drawn = self.memory.draw(self.batch_size, self.generator)
         if drawn is None:
             return
-        reference = reference_gradient(self.learner, drawn["x"], drawn["y"], drawn["task"])
-        projected = agem_projection(grad, without_idle(self.parameters, reference), self.eps)
-        if projected is not grad:
-            grad.copy_(projected)
+        if self._reference is None or self._reference.shape != grad.shape:
+            self._reference = torch.zeros_like(grad)
+        reference = reference_gradient(self.learner, drawn["x"], drawn["y"], drawn["task"], self._reference)
+        agem_projection(grad, without_idle(self.parameters, reference), self.eps, out=grad)
 
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
         if batch.first_pass:
