@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from perdure.parameters import ParameterVector
 
 
-def reference_gradient(
-    learner: Learner, x: Any, y: Any, tasks: Tensor | None, into: Tensor | None = None
-) -> Tensor:
+def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None, into: Tensor | None = None) -> Tensor:
     """Gradient [P] of the mean loss on remembered rows, each scored on its own task's columns where the scenario has
     them.
 
