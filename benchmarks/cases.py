@@ -64,6 +64,28 @@ def bare(case: Case, times: int = 1, layout: torch.memory_format | None = None) 
     return run
 
 
+def bare_two_passes(case: Case) -> Callable[[], None]:
+    """The loop by hand with a second forward and backward pass, over as many other rows, whose gradient is dropped."""
+    model = case.build().to(memory_format=case.layout)  # type: ignore[call-overload]
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=0.01)
+    plan = case.plan()
+
+    def run() -> None:
+        for rows, others in zip(plan, reversed(plan), strict=True):
+            optimizer.zero_grad()
+            for chosen in (others, rows):
+                x, y = case.x.index_select(0, chosen), case.y.index_select(0, chosen)
+                loss = F.cross_entropy(model(x.contiguous(memory_format=case.layout)), y)
+                if chosen is others:
+                    torch.autograd.grad(loss, parameters)
+                else:
+                    loss.backward()
+            optimizer.step()
+
+    return run
+
+
 def bare_derpp(case: Case, capacity: int = 200, alpha: float = 0.5, beta: float = 0.5) -> Callable[[], None]:
     """DER++ by hand: two draws from a reservoir of tensors, one pass over all rows, three terms."""
     model = case.build().to(memory_format=case.layout)  # type: ignore[call-overload]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCENARIOS = ("task", "domain", "class", "online", "blurry")
 _MASKS = ("hat", "packnet", "spg")
+_MANY_PASSES = 20
 _PENALTIES = ("ewc", "si", "mas", "l2")
 
 
@@ -63,6 +64,9 @@ def check_methods(methods: Sequence[Method]) -> None:
                     raise IncompatibleError(
                         f"'{owners[0]}' replaces the whole step, so '{method.name}' would do nothing; use one of them"
                     )
+    for method in methods:
+        if method.acts and method.sample_passes > _MANY_PASSES:
+            _warn(f"'{method.name}' passes every example {method.sample_passes} times; expect steps to take that long")
     if {"gem", "agem"} <= set(names):
         raise IncompatibleError("'gem' and 'agem' both project the gradient; use one of them")
     masks = sorted(set(names) & set(_MASKS))
@@ -131,15 +135,21 @@ def check_found_tasks(methods: Sequence[Method]) -> None:
 
 def check_optimizers(methods: Sequence[Method], optimizers: Sequence[Optimizer]) -> None:
     """Warn where a guarantee about the gradient does not carry over to the step."""
-    for method in methods:
-        if method.name in ("gem", "agem"):
-            for optimizer in optimizers:
-                kind, groups = type(optimizer).__name__, optimizer.param_groups
-                if kind != "SGD" or any(group["momentum"] or group["weight_decay"] for group in groups):
-                    _warn(
-                        f"'{method.name}' constrains the gradient, and {kind} steps along another direction; "
-                        "plain SGD without momentum and weight decay keeps the guarantee"
-                    )
+    for optimizer in optimizers:
+        kind, groups = type(optimizer).__name__, optimizer.param_groups
+        if kind == "SGD" and not any(group["momentum"] or group["weight_decay"] for group in groups):
+            continue
+        for method in methods:
+            if method.name in ("gem", "agem"):
+                _warn(
+                    f"'{method.name}' constrains the gradient, and {kind} steps along another direction; "
+                    "plain SGD without momentum and weight decay keeps the guarantee"
+                )
+            if method.name == "mer" and method.acts:
+                _warn(
+                    f"'{method.name}' takes back a part of its steps, which {kind}'s moments know nothing of; "
+                    "plain SGD without momentum and weight decay is what it is made for"
+                )
 
 
 def check_task(methods: Sequence[Method], task: Task, scenario: str | None) -> None:

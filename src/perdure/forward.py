@@ -122,29 +122,32 @@ class Forward:
         fitting = LARGEST_ACTIVATION * rows(x) // max(1, largest)
         return min(max(32, 1 << fitting.bit_length() >> 1), self.widest_batch)
 
-    def __call__(self, x: Any, task: int | None = None) -> Tensor:
-        """Outputs of stored rows `x` that all belong to `task`."""
+    def __call__(self, x: Any, task: int | None = None, function: Callable[..., Any] | None = None) -> Tensor:
+        """Outputs of stored rows `x` that all belong to `task`; `function` runs in the model's place."""
         self.activate(task)
-        return self.call(self.inputs(x))
+        return self.call(self.inputs(x), function)
 
-    def batch(self, batch: Batch, task: int | None) -> Tensor:
-        """Outputs of all sources in order; `task` is the current task as far as the scenario shows it."""
+    def batch(self, batch: Batch, task: int | None, function: Callable[..., Any] | None = None) -> Tensor:
+        """Outputs of all sources in order; `task` is the current task as far as the scenario shows it.
+
+        `function` runs in the model's place.
+        """
         together = [source for source in batch.sources if not source.separate]
         if len(together) == len(batch.sources):
-            return self._group(together, task)
+            return self._group(together, task, function)
         outputs: dict[str, Tensor] = {}
         if together:
-            parts = self._group(together, task).split_with_sizes([source.size for source in together])
+            parts = self._group(together, task, function).split_with_sizes([source.size for source in together])
             outputs = dict(zip([source.name for source in together], parts, strict=True))
         for source in batch.sources:
             if source.separate:
-                outputs[source.name] = self._group([source], task)
+                outputs[source.name] = self._group([source], task, function)
         return torch.cat([outputs[source.name] for source in batch.sources])
 
-    def _group(self, sources: Sequence[Source], task: int | None) -> Tensor:
+    def _group(self, sources: Sequence[Source], task: int | None, function: Callable[..., Any] | None) -> Tensor:
         x = joined(tuple(sources))
         if not self.depends_on_task or task is None or all(source.tasks is None for source in sources):
-            return self(x, task)
+            return self(x, task, function)
         tasks = torch.cat(
             [torch.full((s.size,), task) if s.tasks is None else s.tasks.to("cpu", torch.int64) for s in sources]
         )
@@ -152,11 +155,11 @@ class Forward:
         if not self.activators and all(hasattr(h, "together") and h.together(members) for h in self.heads):
             for head in self.heads:
                 head.activate(tuple(members))
-            return self.call(self.inputs(x))
+            return self.call(self.inputs(x), function)
         outputs, order = [], []
         for member in members:
             chosen = (tasks == member).nonzero()[:, 0]
-            outputs.append(self(take(x, chosen), member))
+            outputs.append(self(take(x, chosen), member, function))
             order.append(chosen)
         back = torch.cat(order).argsort().to(outputs[0].device)
         return torch.cat(outputs).index_select(0, back)

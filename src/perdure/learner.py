@@ -210,8 +210,10 @@ class Learner:
             self.parameters.release()
             self.optimizers.release()
             started = self._starter is not None and self.parameters.expect(self._starter.start_gradient)
-            loss, outputs = self._backward(batch)
-            self._update(started)
+            loss, outputs = self.backward(batch)
+            before = self.apply_gradient(started)
+            if before is not None:
+                self.finish_update(before)
         self.passes["steps"] += 1
         for method in self.hooks["after_step"]:
             method.after_step(batch, outputs)
@@ -223,7 +225,7 @@ class Learner:
         assert self.augment is not None
         return self.augment(x, self.augment_generator)
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Accumulate gradients in every `p.grad`; returns the detached loss and outputs of the whole batch."""
         losses, outputs = [], []
         for piece in batch.pieces(self.micro_batches):
@@ -246,14 +248,20 @@ class Learner:
             return losses[0], outputs[0]
         return torch.stack(losses).sum(), batch.in_order(outputs, self.micro_batches)
 
-    def _update(self, started: bool) -> None:
-        """From the finished backward pass to the finished update: gradient hooks, clipping, optimizer, update hooks."""
+    def apply_gradient(self, started: bool = False, move: Callable[[], None] | None = None) -> Tensor | None:
+        """From the finished backward pass to the moved weights: gradient hooks, clipping, optimizer.
+
+        `move` moves them in the optimizer's place. Returns the weights before that [P], which `finish_update` wants, or
+        None if float16 overflowed and nothing has moved.
+        """
         if self.scaler is not None and not self._unscale():
-            return
+            return None
         before = self.transform_gradient(started)
-        if not self.flat.step():
+        if move is not None:
+            move()
+        elif not self.flat.step():
             self.optimizers.step()
-        self.finish_update(before)
+        return before
 
     def transform_gradient(self, started: bool = False) -> Tensor:
         """Let the methods read and change the gradient, and clip it; returns the weights before the step [P].

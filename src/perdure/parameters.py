@@ -114,6 +114,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def average_over_processes(module: nn.Module, vector: Tensor) -> Tensor:
     """`vector`, in place, as its mean over the processes of a DistributedDataParallel wrapper; else as it is."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return vector
     for each in module.modules():
         if isinstance(each, nn.parallel.DistributedDataParallel):
             torch.distributed.all_reduce(vector, group=each.process_group)
@@ -353,14 +355,24 @@ class ParameterVector:
             ]
         return self._grads
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """The gradient of a scalar as a new vector [P]; no `p.grad` changes, and what took no part gives zero."""
+    def gradient(self, loss: Tensor, into: Tensor | None = None) -> Tensor:
+        """The gradient of a scalar as a vector [P], a new one or `into` (which must be zero between parameters).
+
+        No `p.grad` changes, and what took no part gives zero.
+        """
         trainable = [parameter for parameter in self.members.values() if parameter.requires_grad]
         found = iter(torch.autograd.grad(loss, trainable, allow_unused=True))
-        vector = torch.zeros_like(self.theta)
+        vector = torch.zeros_like(self.theta) if into is None else into
+        views, parts = [], []
         for slot, parameter in zip(self.layout, self.members.values(), strict=True):
-            if parameter.requires_grad and (part := next(found)) is not None:
-                slot.view(vector).copy_(part)
+            part = next(found) if parameter.requires_grad else None
+            if part is not None:
+                views.append(slot.view(vector))
+                parts.append(part)
+            elif into is not None:
+                slot.view(vector).zero_()
+        if views:
+            torch._foreach_copy_(views, parts)
         return vector
 
 

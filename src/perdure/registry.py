@@ -121,6 +121,9 @@ methods = Registry(
         "derpp": "perdure.methods.derpp",
         "gem": "perdure.methods.gem",
         "agem": "perdure.methods.agem",
+        "mer": "perdure.methods.mer",
+        "la_maml": "perdure.methods.la_maml",
+        "look_ahead": "perdure.methods.look_ahead",
     },
 )
 

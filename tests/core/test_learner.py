@@ -364,8 +364,8 @@ def test_a_head_that_took_no_part_keeps_its_bits_beside_replay() -> None:
     batch = Batch.current(torch.rand(4, 64), torch.tensor([6, 7, 6, 7]), task=3)
     batch = batch.add("replay", torch.rand(4, 64), torch.tensor([0, 1, 0, 1]), tasks=torch.zeros(4, dtype=torch.int64))
     learner.parameters.release()
-    learner._backward(batch)
-    learner._update(started=False)
+    learner.backward(batch)
+    learner.apply_gradient()
     for name, parameter in model.named_parameters():
         idle = "task_1" in name or "task_2" in name
         assert torch.equal(parameter, before[name]) == idle, name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from small_problems import (
@@ -22,8 +24,10 @@ from small_problems import (
 from torch.nn import functional as F
 
 import perdure
+from perdure.memory.buffer import Buffer
 from perdure.methods import AGEM
-from perdure.seeding import generator
+from perdure.methods.projection import agem_projection
+from perdure.seeding import derive, generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*constrains the gradient:perdure.errors.PerdureWarning")
 
@@ -177,3 +181,69 @@ def test_a_number_of_examples_of_every_class() -> None:
         assert sorted(memory["y"].tolist()) == [c for c in task.classes for _ in range(3)]
     with pytest.raises(perdure.errors.UsageError, match="capacity and per_class"):
         AGEM(per_class=3, capacity=9)
+
+
+# -- streams that announce no tasks -----------------------------------------------------------------------------------
+
+
+def test_on_a_stream_without_tasks_all_that_came_before_is_the_past() -> None:
+    """One reservoir; the reference is drawn before the batch itself can be remembered."""
+    stream = toy_stream("class")
+    model, theirs, watcher = toy_model(), toy_model(), Watcher()
+    method = AGEM(capacity=15, batch_size=9)
+    learner = perdure.Learner(model, sgd, [method, watcher], scenario="online")
+    memory = Buffer(15, seed=derive(derive(0, "buffer", "agem"), "stream"))
+    changed = 0
+    for task in stream:
+        for x, y in batches(stream, task.index):
+            g = gradient_of(F.cross_entropy(theirs(x), y), theirs)
+            if len(memory):
+                drawn = memory.sample(9)
+                r = gradient_of(F.cross_entropy(theirs(drawn["x"]), drawn["y"]), theirs)
+                if g @ r < 0:
+                    changed += 1
+                    g = g - (g @ r) / (r @ r) * r
+            sgd_step(theirs, g)
+            memory.add({"x": x, "y": y})
+            learner.step(x, y)
+    assert changed > 3
+    assert torch.allclose(weights(model), weights(theirs), atol=2e-5)
+    assert method.memory.finished == []
+    assert torch.equal(method.stream.view("x"), memory.view("x"))
+
+
+def test_what_came_between_announced_tasks_is_drawn_in_proportion() -> None:
+    stream = toy_stream("class")
+    method = AGEM(per_task=10, batch_size=8)
+    learner = perdure.Learner(toy_model(), sgd, [method])
+    learner.fit_task(stream[0], batch_size=8)
+    for x, y in batches(stream, 1):
+        learner.step(x, y)
+        assert method._draw() is not None
+    assert sorted(method._draw()["task"].tolist()) == [-1] * 4 + [0] * 4
+    learner.begin_task(stream[2])
+    learner.step(*batches(stream, 2)[0])
+    assert sorted(method._draw()["task"].tolist()) == [-1] * 4 + [0] * 4
+
+
+def test_it_resumes_on_a_stream_without_tasks(tmp_path: Path) -> None:
+    stream = toy_stream("class")
+    rows = [pair for task in stream for pair in batches(stream, task.index)]
+    learner = perdure.Learner(toy_model(), momentum, [AGEM(capacity=15, batch_size=9)])
+    for x, y in rows[:7]:
+        learner.step(x, y)
+    learner.save(tmp_path)
+    other = perdure.Learner.load(tmp_path, toy_model(), optimizer=momentum)
+    for each in (learner, other):
+        for x, y in rows[7:]:
+            each.step(x, y)
+    assert torch.equal(learner.parameters.theta, other.parameters.theta)
+
+
+def test_a_result_can_be_written_over_the_gradient() -> None:
+    gradient, reference = torch.tensor([1.0, 2.0]), torch.tensor([-2.0, 0.0])
+    wanted = agem_projection(gradient, reference)
+    assert wanted.tolist() == [0.0, 2.0]
+    assert gradient.tolist() == [1.0, 2.0]
+    assert agem_projection(gradient, reference, out=gradient) is gradient
+    assert gradient.tolist() == [0.0, 2.0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -238,3 +241,103 @@ def test_reference_gradients_are_unscaled_under_mixed_precision(precision: str) 
         learner.parameters.theta.copy_(perdure.Learner(toy_model(), sgd).parameters.theta)
         found.append(reference_gradient(learner, x, y, None))
     assert torch.allclose(found[0], found[1], rtol=0.1, atol=0.01 * float(found[0].abs().max()))
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_gradients_are_renewed_every_few_steps() -> None:
+    """In between, the gradient is projected with those of an earlier step."""
+    stream = toy_stream("class")
+    model, watcher = toy_model(), Watcher()
+    method = GEM(per_task=6, margin=0.0, eps=0.0, refresh=3)
+    learner = perdure.Learner(model, sgd, [method, watcher])
+    learner.fit_task(stream[0], batch_size=8)
+    learner.begin_task(stream[1])
+    stale, compared = [], 0
+    for number, (x, y) in enumerate(batches(stream, 1, epochs=2)):
+        fresh = torch.stack(memory_gradients(method, model, stream))
+        if number % 3 == 0:
+            stale = fresh
+        learner.step(x, y)
+        raw, final = (values(learner.parameters, watcher.steps[-1][name]) for name in ("raw", "final"))
+        wanted, other = gem_projection(stale, raw), gem_projection(fresh, raw)
+        assert torch.allclose(final, raw if wanted is None else wanted, atol=1e-5)
+        compared += number % 3 > 0 and not torch.allclose(final, raw if other is None else other, atol=1e-4)
+    assert compared > 3
+
+
+@pytest.mark.parametrize("refresh", [1, 3])
+@pytest.mark.parametrize("stop", [0, 1, 3, 4])
+def test_it_resumes_between_two_renewals(refresh: int, stop: int, tmp_path: Path) -> None:
+    stream = toy_stream("class")
+    methods = [GEM(per_task=8, refresh=refresh, batch_size=5) for _ in range(2)]
+    learner = perdure.Learner(toy_model(head="growing"), momentum, methods[:1], scenario="class")
+    for task in stream[:2]:
+        learner.fit_task(task, batch_size=8)
+    learner.begin_task(stream[2])
+    rows = batches(stream, 2)
+    for x, y in rows[:stop]:
+        learner.step(x, y)
+    learner.save(tmp_path)
+    assert (methods[0].state_dict()["references"] is not None) == (stop % refresh > 0)
+    other = perdure.Learner.load(tmp_path, toy_model(head="growing"), methods=methods[1:], optimizer=momentum)
+    for each in (learner, other):
+        for x, y in rows[stop:]:
+            each.step(x, y)
+    assert torch.equal(learner.parameters.theta, other.parameters.theta)
+
+
+def test_a_part_of_every_memory_is_drawn_for_its_gradient() -> None:
+    stream = toy_stream("domain", tasks=3)
+    model, watcher = toy_model(2), Watcher()
+    method = GEM(per_task=10, margin=0.0, eps=0.0, batch_size=4)
+    learner = perdure.Learner(model, sgd, [method, watcher])
+    for task in stream[:2]:
+        learner.fit_task(task, batch_size=8)
+    learner.begin_task(stream[2])
+    projected = 0
+    for x, y in batches(stream, 2):
+        draw = torch.Generator()
+        draw.set_state(method.generator.get_state())
+        rows = []
+        for memory in method.memory.finished:
+            chosen = torch.randperm(10, generator=draw)[:4]
+            loss = nn.functional.cross_entropy(model(memory["x"][chosen]), memory["y"][chosen])
+            rows.append(gradient_of(loss, model))
+        learner.step(x, y)
+        raw, final = (values(learner.parameters, watcher.steps[-1][name]) for name in ("raw", "final"))
+        wanted = gem_projection(torch.stack(rows), raw)
+        projected += wanted is not None
+        assert torch.allclose(final, raw if wanted is None else wanted, atol=1e-5)
+    assert projected > 1
+
+
+@pytest.mark.parametrize("make", [GEM, perdure.methods.AGEM])
+def test_a_ring_keeps_the_newest_examples_of_each_task(make: type[GEM]) -> None:
+    stream = toy_stream("class")
+    method = make(per_task=6, writing="ring")
+    learner = perdure.Learner(toy_model(), sgd, [method])
+    for task in stream:
+        learner.begin_task(task)
+        x, y = task.train.gather(torch.arange(40))
+        for rows in torch.arange(40).split(7):
+            learner.step(x[rows], y[rows])
+        learner.end_task()
+        newest = {tuple(row) for row in x[-6:].tolist()}
+        assert {tuple(row) for row in method.memory.finished[-1]["x"].tolist()} == newest
+
+
+def test_a_ring_of_every_class_holds_as_many_of_each() -> None:
+    stream = toy_stream("class")
+    for method in (GEM(per_task=6, writing="class_ring"), perdure.methods.AGEM(per_class=3, writing="ring")):
+        learner = perdure.Learner(toy_model(), sgd, [method])
+        learner.fit(stream, batch_size=8)
+        for task, memory in zip(stream, method.memory.finished, strict=True):
+            assert sorted(memory["y"].tolist()) == [c for c in task.classes for _ in range(3)]
+
+
+@pytest.mark.parametrize("wrong", [{"refresh": 0}, {"batch_size": 0}, {"writing": "herding"}, {"margin": -1.0}])
+def test_arguments_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(perdure.errors.UsageError, match=next(iter(wrong))):
+        GEM(**wrong)

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from perdure.methods.joint import Joint
     from perdure.methods.kd import KD
     from perdure.methods.l2 import L2
+    from perdure.methods.la_maml import LaMAML
+    from perdure.methods.look_ahead import LookAhead
     from perdure.methods.lwf import LwF
     from perdure.methods.mas import MAS
+    from perdure.methods.mer import MER
     from perdure.methods.momentum_kd import MomentumKD
     from perdure.methods.replay import Replay
     from perdure.methods.si import SI
@@ -33,6 +36,9 @@ _HOMES = {
     "HAT": "hat",
     "L2": "l2",
     "MAS": "mas",
+    "MER": "mer",
+    "LaMAML": "la_maml",
+    "LookAhead": "look_ahead",
     "SI": "si",
     "VCL": "vcl",
     "SPG": "spg",
@@ -53,11 +59,14 @@ __all__ = [
     "KD",
     "L2",
     "MAS",
+    "MER",
     "SI",
     "SPG",
     "VCL",
     "DERpp",
     "Joint",
+    "LaMAML",
+    "LookAhead",
     "LwF",
     "Method",
     "MomentumKD",

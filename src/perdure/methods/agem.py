@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from perdure.errors import UsageError
+from perdure.memory.buffer import Buffer
 from perdure.memory.task_memory import TaskMemory
-from perdure.methods.base import Method, check_count, check_value
+from perdure.methods.base import Method, check_choice, check_count, check_value
 from perdure.methods.gem import quota
 from perdure.methods.projection import agem_projection, reference_gradient, without_idle
 from perdure.methods.replay import class_quota, columns_of
 from perdure.registry import register
 from perdure.seeding import derive
+from perdure.tree import cat
 
 if TYPE_CHECKING:
     from perdure.batch import Batch
     from perdure.learner import Learner
+    from perdure.parameters import Remap
     from perdure.streams.task import Task
 
 
@@ -28,20 +32,23 @@ class AGEM(Method):
     """Remove from the gradient what would raise the loss on a random draw from the past tasks' memories.
 
     With the reference gradient r of `batch_size` remembered examples: if g.r < 0, g <- g - (g.r / r.r) r; otherwise g
-    keeps its bits. The memory never holds the current task.
+    keeps its bits. The reference never holds the current task.
 
-    Chaudhry et al. 2019, arXiv 1812.00420.
+    Chaudhry et al. 2019, arXiv 1812.00420. Where nobody says where tasks begin (an online stream), the whole stream is
+    the past: one reservoir keeps `capacity` (or `per_task`) of its examples, each with the same probability.
 
     Parameters
     ----------
     per_task
-        Examples kept of every task, a uniform sample of it; 0 switches the method off.
+        Examples kept of every task; 0 switches the method off.
     capacity
         Examples kept in total, divided by the stream's number of tasks, instead of `per_task`.
     batch_size
         Examples drawn for a reference gradient; 0 switches the method off.
     per_class
         Examples kept of every class of every task, instead of `per_task`.
+    writing
+        "reservoir": a uniform sample of the task (of each class with `per_class`); "ring": its newest examples.
     eps
         Added to r.r in the division, as some code does; a zero r leaves g alone without it too.
     """
@@ -50,6 +57,7 @@ class AGEM(Method):
     capacity: int | None = None
     batch_size: int = 256
     per_class: int | None = None
+    writing: str = "reservoir"
     eps: float = 0.0
 
     summary: ClassVar[str] = "project gradients so that past tasks' memory does not get worse on average"
@@ -58,14 +66,14 @@ class AGEM(Method):
         "task-incremental streams, one pass, some old examples may be kept; replay is usually stronger"
     )
     cost: ClassVar[str] = "time: one pass over batch_size rows a step; memory: M D + P"
-    needs_boundaries: ClassVar[bool] = True
     stores_examples: ClassVar[bool] = True
-    scenarios: ClassVar[frozenset[str]] = frozenset({"task", "domain", "class"})
+    transient: ClassVar[tuple[str, ...]] = ("_reference",)
 
     def __post_init__(self) -> None:
         check_count(self.name, "per_task", self.per_task)
         check_count(self.name, "batch_size", self.batch_size)
         check_value(self.name, "eps", self.eps)
+        check_choice(self.name, "writing", self.writing, ("reservoir", "ring"))
         if self.capacity is not None:
             check_count(self.name, "capacity", self.capacity)
         if self.per_class is not None:
@@ -80,8 +88,15 @@ class AGEM(Method):
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
-        writing = "reservoir" if self.per_class is None else "class_balanced"
-        self.memory = TaskMemory(derive(learner.seed, "buffer", self.name), writing)
+        self._reference: Tensor | None = None
+        seed = derive(learner.seed, "buffer", self.name)
+        balanced = {"reservoir": "class_balanced", "ring": "class_ring"}
+        self.memory = TaskMemory(seed, self.writing if self.per_class is None else balanced[self.writing])
+        kept = self.per_task if self.capacity is None else self.capacity
+        self.stream = Buffer(kept, seed=derive(seed, "stream"))
+
+    def resize(self, remap: Remap) -> None:
+        self._reference = None
 
     def begin_task(self, task: Task) -> None:
         if self.per_class is not None:
@@ -90,17 +105,29 @@ class AGEM(Method):
             self.memory.open(task.index, quota(self.learner, self.per_task, self.capacity))
 
     def project_gradient(self, grad: Tensor) -> None:
-        drawn = self.memory.draw(self.batch_size, self.generator)
+        drawn = self._draw()
         if drawn is None:
             return
-        reference = reference_gradient(self.learner, drawn["x"], drawn["y"], drawn["task"])
-        projected = agem_projection(grad, without_idle(self.parameters, reference), self.eps)
-        if projected is not grad:
-            grad.copy_(projected)
+        if self._reference is None or self._reference.shape != grad.shape:
+            self._reference = torch.zeros_like(grad)
+        reference = reference_gradient(self.learner, drawn["x"], drawn["y"], drawn["task"], self._reference)
+        agem_projection(grad, without_idle(self.parameters, reference), self.eps, out=grad)
+
+    def _draw(self) -> dict[str, Any] | None:
+        """Rows of all finished tasks, and of what came while no task was announced, in proportion; None if none."""
+        old, nameless, count = len(self.memory), len(self.stream), self.batch_size
+        if not nameless:
+            return self.memory.draw(count, self.generator)
+        share = round(count * nameless / (old + nameless)) if old else count
+        drawn: dict[str, Any] = self.stream.sample(share)
+        del drawn["slot"]
+        others = self.memory.draw(count - share, self.generator) if share < count else None
+        return drawn if others is None else {name: cat([column, others[name]]) for name, column in drawn.items()}
 
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
         if batch.first_pass:
-            self.memory.add(columns_of(batch.now, batch.task))
+            memory = self.stream if batch.task is None else self.memory
+            memory.add(columns_of(batch.now, batch.task))
 
     def end_task(self, task: Task) -> None:
         self.memory.close()

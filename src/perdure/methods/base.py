@@ -205,6 +205,11 @@ class Method:
         """Whether any hook does anything: not if the method is switched off."""
         return any(self.has(hook) for hook in HOOKS)
 
+    @property
+    def sample_passes(self) -> int:
+        """How often every row of a step passes through the model, as far as the arguments say."""
+        return 1
+
     @classmethod
     def rank(cls, hook: str) -> tuple[int, str]:
         return cls.ranks.get(hook, 50), cls.name

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from perdure.parameters import ParameterVector
 
 
-def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -> Tensor:
+def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None, into: Tensor | None = None) -> Tensor:
     """Gradient [P] of the mean loss on remembered rows, each scored on its own task's columns where the scenario has
     them.
 
-    No `p.grad` and no running statistics change.
+    A new vector, or `into`. No `p.grad` and no running statistics change.
     """
     y = tree_map(lambda leaf: leaf.to(learner.device), y)
     batch = Batch((Source("memory", x, y, tasks=tasks),), learner.task_index)
@@ -33,7 +33,7 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -
         loss = learner.criterion(outputs, batch, learner.allowed)
         # The scale stays on the device: reading it would wait for the device at every step.
         scale = None if learner.scaler is None else learner.scaler.scale(torch.ones((), device=learner.device))
-        gradient = learner.parameters.gradient(loss if scale is None else loss * scale)
+        gradient = learner.parameters.gradient(loss if scale is None else loss * scale, into)
     learner.passes["forward_rows"] += batch.size
     learner.passes["backward_rows"] += batch.size
     # The gradient that is projected is the mean over all processes; so is what it is compared with.
@@ -120,16 +120,18 @@ def gem_projection(memories: Tensor, gradient: Tensor, margin: float = 0.0, eps:
     return torch.addmv(gradient, memories.T, torch.from_numpy(v).to(gradient))
 
 
-def agem_projection(gradient: Tensor, reference: Tensor, eps: float = 0.0) -> Tensor:
+def agem_projection(gradient: Tensor, reference: Tensor, eps: float = 0.0, out: Tensor | None = None) -> Tensor:
     """`gradient` [P] without its part against `reference` [P]; where the two agree, the gradient with the same bits.
 
-    g - (g.r / (r.r + eps)) r if g.r < 0 else g: Chaudhry et al. 2019, arXiv 1812.00420, where eps is 0. The choice is
-    made on the device.
+    g - (g.r / (r.r + eps)) r if g.r < 0 else g: Chaudhry et al. 2019, arXiv 1812.00420, where eps is 0. The result is a
+    new vector, or `out` (which may be the gradient). Off the CPU the choice is made on the device.
     """
     product = torch.dot(gradient, reference)
+    if gradient.device.type == "cpu":
+        if not product < 0 or not (square := torch.dot(reference, reference)) > 0:
+            return gradient
+        return torch.add(gradient, reference, alpha=-float(product / (square + eps)), out=out)
     square = torch.dot(reference, reference)
     violated = (product < 0) & (square > 0)
-    if gradient.device.type == "cpu" and not violated:
-        return gradient
     factor = torch.where(violated, product / (square + eps if eps else square), torch.zeros_like(product))
-    return torch.where(violated, gradient - factor * reference, gradient)
+    return torch.where(violated, gradient - factor * reference, gradient, out=out)

@@ -55,3 +55,27 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             module.track_running_stats = True
         for module, mean, variance in instances:
             module.running_mean, module.running_var = mean, variance
+
+
+@contextmanager
+def running_statistics(model: nn.Module) -> Iterator[bool]:
+    """Normalise by running statistics wherever a training batch would be normalised by itself, and leave them alone.
+
+    Gives whether there is any such layer. A single row can then be trained on.
+
+    >>> import torch
+    >>> norm = nn.BatchNorm1d(2)
+    >>> with running_statistics(norm) as any_layer:
+    ...     bool((norm(torch.ones(1, 2)) - 1).abs().max() < 1e-4), any_layer
+    (True, True)
+    >>> norm.training
+    True
+    """
+    tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    try:
+        for module in tracking:
+            module.training = False
+        yield bool(tracking)
+    finally:
+        for module in tracking:
+            module.training = True
