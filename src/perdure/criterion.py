@@ -63,24 +63,40 @@ class Criterion:
             mask = torch.cat([as_mask(c, s.size, width, device) for c, s in zip(columns, sources, strict=True)])
         return self._mean(outputs, joined_targets(sources), mask, whole)
 
+    def rows(self, outputs: Tensor, y: Any, allowed: Allowed) -> Tensor:
+        """The loss of each row by itself [rows]; `allowed` says which columns count.
+
+        Raises
+        ------
+        UsageError
+            If the criterion returns nothing but a mean.
+        """
+        values = self._values(*_restricted(outputs, y, allowed), "none")
+        if values.dim() == 0:
+            raise UsageError("the criterion returns the mean over rows, and one loss a row is needed; reduction='none'")
+        return values if values.dim() == 1 else values.flatten(1).mean(1)
+
     def _mean(self, outputs: Tensor, y: Any, allowed: Allowed, whole: int | None) -> Tensor:
         """Mean over rows of the loss; in a piece of a batch, the sum over its rows divided by the whole's rows."""
-        if isinstance(allowed, slice):
-            outputs, y = (
-                outputs[..., allowed],
-                y - allowed.start if y.dim() == 1 else torch.where(y == -100, y, y - allowed.start),
-            )
-        elif isinstance(allowed, Tensor):
-            outputs = outputs.masked_fill(~(allowed if outputs.dim() == 2 else allowed[:, None]), float("-inf"))
-        if self.function is None:
-            values = cross_entropy(outputs, y, "mean" if whole is None else "none")
-        else:
-            values = self.function(outputs, y)
+        values = self._values(*_restricted(outputs, y, allowed), "mean" if whole is None else "none")
         if values.dim() == 0:
             return values if whole is None else values * (len(outputs) / whole)
         if values.dim() > 1:
             values = values.flatten(1).mean(1)
         return values.mean() if whole is None else values.sum() / whole
+
+    def _values(self, outputs: Tensor, y: Any, reduction: str) -> Tensor:
+        return cross_entropy(outputs, y, reduction) if self.function is None else self.function(outputs, y)
+
+
+def _restricted(outputs: Tensor, y: Any, allowed: Allowed) -> tuple[Tensor, Any]:
+    """Outputs whose other columns cannot win, and targets that address them."""
+    if isinstance(allowed, slice):
+        moved = y - allowed.start if y.dim() == 1 else torch.where(y == -100, y, y - allowed.start)
+        return outputs[..., allowed], moved
+    if isinstance(allowed, Tensor):
+        outputs = outputs.masked_fill(~(allowed if outputs.dim() == 2 else allowed[:, None]), float("-inf"))
+    return outputs, y
 
 
 def cross_entropy(outputs: Tensor, y: Tensor, reduction: str) -> Tensor:

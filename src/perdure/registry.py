@@ -119,6 +119,8 @@ methods = Registry(
         "replay": "perdure.methods.replay",
         "der": "perdure.methods.der",
         "derpp": "perdure.methods.derpp",
+        "er_ace": "perdure.methods.er_ace",
+        "mir": "perdure.methods.mir",
         "gem": "perdure.methods.gem",
         "agem": "perdure.methods.agem",
     },

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from perdure.methods.base import Method
     from perdure.methods.der import DER
     from perdure.methods.derpp import DERpp
+    from perdure.methods.er_ace import ERACE
     from perdure.methods.ewc import EWC
     from perdure.methods.gem import GEM
     from perdure.methods.hat import HAT
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from perdure.methods.l2 import L2
     from perdure.methods.lwf import LwF
     from perdure.methods.mas import MAS
+    from perdure.methods.mir import MIR
     from perdure.methods.momentum_kd import MomentumKD
     from perdure.methods.replay import Replay
     from perdure.methods.si import SI
@@ -39,6 +41,8 @@ _HOMES = {
     "DERpp": "derpp",
     "Joint": "joint",
     "LwF": "lwf",
+    "ERACE": "er_ace",
+    "MIR": "mir",
     "Method": "base",
     "MomentumKD": "momentum_kd",
     "Replay": "replay",
@@ -47,12 +51,14 @@ _HOMES = {
 __all__ = [
     "AGEM",
     "DER",
+    "ERACE",
     "EWC",
     "GEM",
     "HAT",
     "KD",
     "L2",
     "MAS",
+    "MIR",
     "SI",
     "SPG",
     "VCL",
