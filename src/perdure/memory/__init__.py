@@ -2,8 +2,20 @@
 
 from perdure.memory.buffer import Buffer
 from perdure.memory.class_balanced import ClassBalanced
+from perdure.memory.greedy_balanced import GreedyBalanced
 from perdure.memory.reading import Balanced, ReadingPolicy, Uniform
 from perdure.memory.reservoir import Reservoir
+from perdure.memory.ring import Ring
 from perdure.memory.writing import WritingPolicy
 
-__all__ = ["Balanced", "Buffer", "ClassBalanced", "ReadingPolicy", "Reservoir", "Uniform", "WritingPolicy"]
+__all__ = [
+    "Balanced",
+    "Buffer",
+    "ClassBalanced",
+    "GreedyBalanced",
+    "ReadingPolicy",
+    "Reservoir",
+    "Ring",
+    "Uniform",
+    "WritingPolicy",
+]

@@ -12,14 +12,23 @@ from torch import Tensor
 from perdure.errors import DataError, UnknownNameError, UsageError
 from perdure.memory.class_balanced import ClassBalanced
 from perdure.memory.columns import OnDevices, padded, pairs, present, span
+from perdure.memory.greedy_balanced import GreedyBalanced
 from perdure.memory.reading import Balanced, ReadingPolicy, Uniform
 from perdure.memory.reservoir import Reservoir
+from perdure.memory.ring import Ring
 from perdure.memory.writing import WritingPolicy
 from perdure.registry import nearest
 from perdure.seeding import Part, generator
 from perdure.tree import leaves, rows, tree_map
 
-WRITING: dict[str, Callable[[], WritingPolicy]] = {"reservoir": Reservoir, "class_balanced": ClassBalanced}
+WRITING: dict[str, Callable[[], WritingPolicy]] = {
+    "reservoir": Reservoir,
+    "class_balanced": ClassBalanced,
+    "task_balanced": lambda: ClassBalanced("task"),
+    "greedy_balanced": GreedyBalanced,
+    "ring": Ring,
+    "class_ring": lambda: Ring("y"),
+}
 READING: dict[str, Callable[[], ReadingPolicy]] = {
     "uniform": Uniform,
     "class_balanced": lambda: Balanced("y"),
@@ -39,7 +48,8 @@ class Buffer:
     capacity
         Rows held at most; 0 stores nothing; None if only `bytes_budget` limits the size.
     writing
-        "reservoir" (default), "class_balanced", or a policy object.
+        "reservoir" (default), "class_balanced", "task_balanced", "greedy_balanced", "ring" (the newest of every task),
+        "class_ring", or a policy object.
     reading
         "uniform" (default), "class_balanced", "task_balanced", or a policy object. All without replacement.
     seed

@@ -1,4 +1,4 @@
-"""A reservoir a class: the buffer stays as balanced as the stream allows."""
+"""A reservoir a class, or a task: the buffer stays as balanced as the stream allows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from perdure.errors import UsageError
+from perdure.memory.groups import KINDS, groups_of, parted, renumbered, take_from_largest
 from perdure.memory.writing import Uniforms, WritingPolicy, numpy_generator, smallest_dropped_key
 
 if TYPE_CHECKING:
@@ -25,11 +26,16 @@ class ClassBalanced(WritingPolicy):
     class has its share of the capacity, so that old and new rows of a class stay about equally likely.
 
     Source: Chrysakis and Moens 2020, Online Continual Learning from Imbalanced Data (ICML).
+
+    Parameters
+    ----------
+    column
+        What is balanced: "y" (the policy "class_balanced") or "task" ("task_balanced", the same law over tasks).
     """
 
-    name = "class_balanced"
-
-    def __init__(self) -> None:
+    def __init__(self, column: str = "y") -> None:
+        self.column = column
+        self.name = f"{KINDS.get(column, column)}_balanced"
         self.seen: dict[int, int] = {}
         self.members: dict[int, list[int]] = {}  # class -> its slots
         self.full: set[int] = set()  # classes that are or once were among the largest of a full buffer
@@ -39,7 +45,7 @@ class ClassBalanced(WritingPolicy):
     def place(
         self, count: int, columns: Mapping[str, Any], buffer: Buffer, capacity: int, generator: torch.Generator
     ) -> dict[int, int]:
-        labels = _labels(columns)
+        labels = groups_of(columns, self.column, count, self.name)
         placed: dict[int, int] = {}
         filled = len(buffer)
         if not capacity:
@@ -74,20 +80,15 @@ class ClassBalanced(WritingPolicy):
 
     def _evict(self, u: float) -> int:
         """Take a uniformly random slot from the largest classes (all their rows alike where several tie)."""
-        largest = self._largest()
-        donor, index = divmod(int(u * len(largest) * len(self.members[largest[0]])), len(self.members[largest[0]]))
-        slots = self.members[largest[donor]]
-        self.full.add(largest[donor])
-        slots[index], slots[-1] = slots[-1], slots[index]
-        return slots.pop()
+        label, slot = take_from_largest(self.members, u)
+        self.full.add(label)
+        return slot
 
     def resize(self, capacity: int, old: int, buffer: Buffer, generator: torch.Generator) -> list[int]:
         held = len(buffer)
         for u in torch.rand(max(held - capacity, 0), generator=generator, dtype=torch.float64).tolist():
             self._evict(u)
-        stay = sorted(slot for slots in self.members.values() for slot in slots)
-        moved = {slot: new for new, slot in enumerate(stay)}
-        self.members = {label: [moved[slot] for slot in slots] for label, slots in self.members.items()}
+        stay = renumbered(self.members)
         self._settle(capacity)
         return stay
 
@@ -107,8 +108,8 @@ class ClassBalanced(WritingPolicy):
         self, buffer: Buffer, other: Buffer, capacity: int, generator: torch.Generator
     ) -> tuple[list[int], list[int]]:
         theirs = other.writing
-        if not isinstance(theirs, ClassBalanced):
-            raise UsageError(f"a class-balanced buffer cannot merge one written by '{theirs.name}'; use two of a kind")
+        if not isinstance(theirs, ClassBalanced) or theirs.column != self.column:
+            raise UsageError(f"a {self.name} buffer cannot merge one written by '{theirs.name}'; use two of a kind")
         draw = numpy_generator(generator)
         mine = len(buffer)
         union: dict[int, list[int]] = {}  # slots of `buffer`, and of `other` counted on from `mine`
@@ -125,11 +126,9 @@ class ClassBalanced(WritingPolicy):
         self.members, self.full = union, self.full | theirs.full
         for u in draw.random(max(sum(map(len, union.values())) - capacity, 0)).tolist():
             self._evict(u)
-        stay = sorted(slot for slots in union.values() for slot in slots)
-        moved = {slot: new for new, slot in enumerate(stay)}
-        self.members = {label: [moved[slot] for slot in slots] for label, slots in union.items()}
+        stay = renumbered(self.members)
         self._settle(capacity)
-        return [slot for slot in stay if slot < mine], [slot - mine for slot in stay if slot >= mine]
+        return parted(stay, mine)
 
     def state_dict(self) -> dict[str, Any]:
         classes = list(self.members)
@@ -149,13 +148,3 @@ class ClassBalanced(WritingPolicy):
         self.full = set(map(int, state["full"]))
         self.rates = {label: rate for label, rate in zip(classes, state["rates"], strict=True) if rate != 1.0}
         self._uniforms.block, self._uniforms.used = state["uniforms"].clone(), 0
-
-
-def _labels(columns: Mapping[str, Any]) -> list[int]:
-    y = columns.get("y")
-    if not isinstance(y, torch.Tensor) or y.ndim != 1 or y.is_floating_point():
-        raise UsageError(
-            "the class_balanced writing policy needs integer class labels in column 'y' [rows]; use reservoir"
-        )
-    labels: list[int] = y.tolist()
-    return labels

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from perdure.memory.groups import KINDS
+
 if TYPE_CHECKING:
     from perdure.memory.buffer import Buffer
 
@@ -44,7 +46,7 @@ class Balanced(ReadingPolicy):
 
     def __init__(self, column: str) -> None:
         self.column = column
-        self.name = f"{ {'y': 'class', 'task': 'task'}.get(column, column) }_balanced"
+        self.name = f"{KINDS.get(column, column)}_balanced"
 
     def choose(self, count: int, available: Tensor | None, buffer: Buffer, generator: torch.Generator) -> Tensor:
         if not len(buffer):
