@@ -121,6 +121,7 @@ methods = Registry(
         "derpp": "perdure.methods.derpp",
         "er_ace": "perdure.methods.er_ace",
         "mir": "perdure.methods.mir",
+        "gdumb": "perdure.methods.gdumb",
         "gem": "perdure.methods.gem",
         "agem": "perdure.methods.agem",
     },

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from perdure.methods.derpp import DERpp
     from perdure.methods.er_ace import ERACE
     from perdure.methods.ewc import EWC
+    from perdure.methods.gdumb import GDumb
     from perdure.methods.gem import GEM
     from perdure.methods.hat import HAT
     from perdure.methods.joint import Joint
@@ -43,6 +44,7 @@ _HOMES = {
     "LwF": "lwf",
     "ERACE": "er_ace",
     "MIR": "mir",
+    "GDumb": "gdumb",
     "Method": "base",
     "MomentumKD": "momentum_kd",
     "Replay": "replay",
@@ -63,6 +65,7 @@ __all__ = [
     "SPG",
     "VCL",
     "DERpp",
+    "GDumb",
     "Joint",
     "LwF",
     "Method",
