@@ -122,6 +122,7 @@ methods = Registry(
         "er_ace": "perdure.methods.er_ace",
         "mir": "perdure.methods.mir",
         "gdumb": "perdure.methods.gdumb",
+        "icarl": "perdure.methods.icarl",
         "gem": "perdure.methods.gem",
         "agem": "perdure.methods.agem",
     },

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from perdure.methods.gdumb import GDumb
     from perdure.methods.gem import GEM
     from perdure.methods.hat import HAT
+    from perdure.methods.icarl import ICaRL
     from perdure.methods.joint import Joint
     from perdure.methods.kd import KD
     from perdure.methods.l2 import L2
@@ -45,6 +46,7 @@ _HOMES = {
     "ERACE": "er_ace",
     "MIR": "mir",
     "GDumb": "gdumb",
+    "ICaRL": "icarl",
     "Method": "base",
     "MomentumKD": "momentum_kd",
     "Replay": "replay",
@@ -66,6 +68,7 @@ __all__ = [
     "VCL",
     "DERpp",
     "GDumb",
+    "ICaRL",
     "Joint",
     "LwF",
     "Method",

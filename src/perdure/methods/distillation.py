@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -120,6 +121,14 @@ class Distillation(Method):
                     f"'{self.name}' asks all heads at once, which cannot be told apart where tasks share class "
                     "columns; give every task columns of its own"
                 )
+
+
+def scale_shares(batch: Batch, factor: float) -> Batch:
+    """The batch with the main loss of every source times `factor`."""
+    pooled = sum(s.size for s in batch.sources if s.share is None)
+    shares = [s.size / pooled if s.share is None else s.share for s in batch.sources]
+    sources = zip(batch.sources, shares, strict=True)
+    return batch.with_sources(*(replace(source, share=factor * share) for source, share in sources))
 
 
 class SnapshotDistillation(Distillation):
