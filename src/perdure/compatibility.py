@@ -54,7 +54,7 @@ def check_methods(methods: Sequence[Method]) -> None:
         if names.count(name) > 1:
             raise UsageError(f"the method '{name}' is listed twice; list it once")
     for part in ("step", "criterion", "predict", "training_data"):
-        owners = [method.name for method in methods if part in method.owns]
+        owners = [m.name for m in methods if part in m.owns and (m.has(part) or not m.acts)]
         if len(owners) > 1:
             raise IncompatibleError(f"'{owners[0]}' and '{owners[1]}' both own {part}; use one of them")
         stepping = {"on_batch", "loss", "criterion", "add_gradient", "project_gradient", "on_update"}

@@ -31,6 +31,12 @@ BANDS = {
         derpp-200 83.3 87.9 81.9 89.3
         derpp-500 88.5 93.5 87.1 94.9
         derpp-5120 93.3 97.3 92.2 98.4
+        icarl-200 70.0 73.5 70.0 73.5
+        icarl-500 72.5 76.5 72.5 76.5
+        icarl-5120 79.5 83.5 79.5 83.5
+        icarl-black-200 69.0 72.0 69.0 72.0
+        icarl-black-500 68.6 71.6 68.6 71.6
+        icarl-black-5120 69.1 72.1 69.1 72.1
         sgd-task 91.4 98.5 89.2 100.0
         er-200-task 96.9 98.9 96.9 98.9
         er-500-task 98.0 100.0 98.0 100.0
@@ -47,6 +53,9 @@ BANDS = {
         derpp-200-task 97.8 99.8 97.8 99.8
         derpp-500-task 97.9 99.9 97.9 99.9
         derpp-5120-task 98.5 100.0 98.5 100.0
+        icarl-black-200-task 97.3 99.3 97.3 99.3
+        icarl-black-500-task 97.3 99.3 97.3 99.3
+        icarl-black-5120-task 97.3 99.3 97.3 99.3
     """,
     "der-permuted-mnist": """
         sgd 36.9 44.5 34.6 46.8
@@ -79,6 +88,7 @@ BANDS = {
         class-ewc 17.0 24.2 14.7 26.6
         class-si 17.3 25.1 14.7 27.7
         class-lwf 19.7 24.1 18.2 25.6
+        class-icarl 91.0 94.0 91.0 94.0
         class-er 87.3 90.3 86.5 91.1
         class-agem 39.9 90.3 23.4 100.0
     """,
@@ -128,7 +138,13 @@ def test_the_quirks_of_the_three_scenarios_code_are_on_by_name_and_off_by_defaul
     assert (ewc["strength"], ewc["fisher"], ewc["n_samples"]) == (1e9, "exact", None)
     er = protocol.experiment_of("class-er", 2).methods[0].arguments
     assert (er["capacity"], er["per_class"], er["weighting"]) == (None, 100, "1/t")
-    from perdure.methods import AGEM, SI, LwF, Replay
+    icarl = protocol.experiment_of("class-icarl", 2).methods[0].arguments
+    assert (icarl["per_class"], icarl["temperature"], icarl["reduce"]) == (100, 2.0, "sum")
+    black = protocol_of("der-split-mnist").experiment_of("icarl-black-500", 0).methods[0].arguments
+    assert (black["cast_exemplars"], black["normalise"]) == (True, False)
+    from perdure.methods import AGEM, SI, ICaRL, LwF, Replay
+
+    assert (ICaRL().cast_exemplars, ICaRL().normalise, ICaRL().temperature) == (False, True, 1.0)
 
     assert (SI().gradient, SI().clamp, LwF().rescale, LwF().columns) == ("loss", True, True, "old")
     assert (Replay().per_class, Replay().weighting, AGEM().eps, AGEM().per_class) == (None, "pooled", 0.0, None)
@@ -202,7 +218,7 @@ def test_rows_by_name_and_pattern() -> None:
     protocols = [protocol_of("der-split-mnist"), protocol_of("vandeven-split-mnist")]
     assert choose_rows(protocols, ["er-200", "task-*"])["der-split-mnist"] == ["er-200"]
     assert len(choose_rows(protocols, ["task-*"])["vandeven-split-mnist"]) == 7
-    assert len(choose_rows(protocols, [])["der-split-mnist"]) == 32
+    assert len(choose_rows(protocols, [])["der-split-mnist"]) == 41
     with pytest.raises(UnknownNameError, match=r"unknown row 'derp-200'; did you mean 'derpp-200'\?"):
         choose_rows(protocols, ["derp-200"])
     with pytest.raises(UnknownNameError, match=r"unknown protocol 'der-split'; did you mean 'der-split-mnist'\?"):
@@ -214,7 +230,12 @@ def test_a_protocol_with_a_mistake_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "FOLDER", tmp_path)
     for name, old, new, sentence in (
         ("a", "published_runs: 10", "published_run: 10", "unknown key 'a.published_run'; did you mean"),
-        ("b", "sgd: {published: 19.60, sd: 0.04,", "sgd: {published: 19.60,", "rows.sgd must have either sd or sem"),
+        (
+            "b",
+            "sgd: {published: 19.60, sd: 0.04,",
+            "sgd: {published: 19.60,",
+            "rows.sgd must have one of sd, sem and accept",
+        ),
         ("c", "{run: sgd, metric", "{run: sgdd, metric", "rows.sgd-task.run is 'sgdd'"),
         ("d", "19.60, sd: 0.04, grade: B", "19.60, sd: 0.04, grade: D", "rows.sgd.grade is 'D'"),
     ):

@@ -16,7 +16,20 @@ from perdure.streams.task import check_scenario
 FLOAT = 4  # bytes
 FINETUNE = "finetune"
 
-VECTORS = {"ewc": 2, "l2": 2, "mas": 2, "si": 3, "rwalk": 4, "lwf": 1, "kd": 1, "spg": 1, "agem": 1, "gem": 1, "vcl": 4}
+VECTORS = {
+    "ewc": 2,
+    "l2": 2,
+    "mas": 2,
+    "si": 3,
+    "rwalk": 4,
+    "lwf": 1,
+    "kd": 1,
+    "spg": 1,
+    "agem": 1,
+    "gem": 1,
+    "vcl": 4,
+    "gdumb": 1,
+}
 """State of a method in multiples of the parameters."""
 
 STEPS = {
@@ -28,6 +41,8 @@ STEPS = {
     "replay": 2,
     "der": 2,
     "derpp": 3,
+    "er_ace": 2,
+    "mir": 5.3,
     "vcl": 3,
     "joint": 1,
 }

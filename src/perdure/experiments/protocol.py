@@ -30,6 +30,10 @@ class Row:
     ----------
     run
         Several rows may come from the same run.
+    floor
+        Half the width of this row's narrowest band, if not the protocol's.
+    accept
+        The band itself, where it does not come from the publication.
     metric
         A name of `Results.metrics()`.
     sd, sem
@@ -55,6 +59,8 @@ class Row:
     grade: Literal["A", "B", "C"]
     sd: float | None = None
     sem: float | None = None
+    floor: float | None = None
+    accept: tuple[float, float] | None = None
     metric: str = "final_average_accuracy"
     seeds: int | None = None
     band_of: int | None = None
@@ -167,8 +173,10 @@ class Protocol:
             sd,
             published_runs=self.published_runs,
             seeds=row.band_of if row.band_of and count > 1 else count,
-            floor=self.floor,
+            floor=self.floor if row.floor is None else row.floor,
         )
+        if row.accept is not None:
+            low, high = row.accept
         inside = low <= fmean(values.values()) <= high
         if row.median_at_least is not None and count > 1:
             inside = inside and median(values.values()) >= row.median_at_least
@@ -274,7 +282,7 @@ def _read(path: Path) -> Protocol:
     for name, row in rows.items():
         if row.run not in written.runs:
             raise UsageError(f"rows.{name}.run is '{row.run}', which is none of the runs {', '.join(written.runs)}")
-        if (row.sd is None) == (row.sem is None):
-            raise UsageError(f"rows.{name} must have either sd or sem")
+        if [row.sd, row.sem, row.accept].count(None) != 2:
+            raise UsageError(f"rows.{name} must have one of sd, sem and accept")
     fields = {name: value for name, value in vars(written).items() if name not in ("rows", "checks")}
     return Protocol(name=path.stem.replace("_", "-"), rows=rows, checks=checks, **fields)

@@ -13,7 +13,7 @@ from perdure.errors import DataError, UsageError
 
 
 @torch.no_grad()
-def herding(features: Tensor, count: int) -> Tensor:
+def herding(features: Tensor, count: int, mean: Tensor | None = None) -> Tensor:
     """Rows whose running mean stays as close as possible to the mean of all, best first.
 
     Row k is the one for which the mean of the first k rows comes closest to the mean of `features`; none twice.
@@ -27,6 +27,8 @@ def herding(features: Tensor, count: int) -> Tensor:
         [rows, features]
     count
         How many to choose.
+    mean
+        [features], what to stay close to instead of the rows' own mean.
 
     Returns
     -------
@@ -40,7 +42,7 @@ def herding(features: Tensor, count: int) -> Tensor:
     >>> herding(torch.tensor([[0.0], [9.0], [4.0], [5.0]]), 3).tolist()
     [2, 3, 0]
     """
-    centred = _centred(features, count)
+    centred = _centred(features, count, mean)
     chosen = torch.empty(min(count, len(centred)), dtype=torch.int64, device=centred.device)
     # The mean of k rows is off by |sum + row| / k: what decides is sum.row + |row|^2 / 2.
     cost = centred.square().sum(1) / 2
@@ -93,8 +95,8 @@ def k_center(features: Tensor, count: int) -> Tensor:
     return chosen
 
 
-def _centred(features: Tensor, count: int) -> Tensor:
-    """The features around their mean, in float32 or float64."""
+def _centred(features: Tensor, count: int, mean: Tensor | None = None) -> Tensor:
+    """The features around their mean (or another), in float32 or float64."""
     if features.ndim != 2:
         raise UsageError(f"features have shape {list(features.shape)}, they must be a matrix [rows, features]")
     if count < 0:
@@ -103,7 +105,7 @@ def _centred(features: Tensor, count: int) -> Tensor:
         features = features.float()
     if not len(features):
         return features
-    centred = features - features.mean(0)
+    centred = features - (features.mean(0) if mean is None else mean.to(features.dtype))
     if not bool(centred.isfinite().all()):
         raise DataError("some features are not finite, so no row can be compared with their mean; check the model")
     return centred

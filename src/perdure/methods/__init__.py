@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from perdure.methods.base import Method
     from perdure.methods.der import DER
     from perdure.methods.derpp import DERpp
+    from perdure.methods.er_ace import ERACE
     from perdure.methods.ewc import EWC
+    from perdure.methods.gdumb import GDumb
     from perdure.methods.gem import GEM
     from perdure.methods.hat import HAT
+    from perdure.methods.icarl import ICaRL
     from perdure.methods.joint import Joint
     from perdure.methods.kd import KD
     from perdure.methods.l2 import L2
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from perdure.methods.lwf import LwF
     from perdure.methods.mas import MAS
     from perdure.methods.mer import MER
+    from perdure.methods.mir import MIR
     from perdure.methods.momentum_kd import MomentumKD
     from perdure.methods.replay import Replay
     from perdure.methods.si import SI
@@ -45,6 +49,10 @@ _HOMES = {
     "DERpp": "derpp",
     "Joint": "joint",
     "LwF": "lwf",
+    "ERACE": "er_ace",
+    "MIR": "mir",
+    "GDumb": "gdumb",
+    "ICaRL": "icarl",
     "Method": "base",
     "MomentumKD": "momentum_kd",
     "Replay": "replay",
@@ -53,6 +61,7 @@ _HOMES = {
 __all__ = [
     "AGEM",
     "DER",
+    "ERACE",
     "EWC",
     "GEM",
     "HAT",
@@ -60,10 +69,13 @@ __all__ = [
     "L2",
     "MAS",
     "MER",
+    "MIR",
     "SI",
     "SPG",
     "VCL",
     "DERpp",
+    "GDumb",
+    "ICaRL",
     "Joint",
     "LaMAML",
     "LookAhead",

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from perdure.batch import joined
 from perdure.errors import IncompatibleError
 from perdure.methods.base import Method, check_choice, check_value
-from perdure.methods.side_passes import eval_mode, frozen_statistics
+from perdure.methods.frozen import Tensors, frozen_copy, run_frozen
+from perdure.methods.side_passes import frozen_statistics
 
 if TYPE_CHECKING:
     from perdure.batch import Batch
     from perdure.learner import Learner
     from perdure.streams.task import Task
-
-Tensors = dict[str, Tensor]
 
 
 class Distillation(Method):
@@ -98,17 +97,11 @@ class Distillation(Method):
             total = total / len(terms)
         return total * (self.weight * (self.temperature**2 if self.rescale else 1.0))
 
-    @torch.no_grad()
     def teach(self, inputs: Any, teacher: Tensors | None = None) -> Tensor:
         """The teacher's outputs [rows, columns] on prepared inputs, in evaluation mode."""
-        module, tensors = self.learner.parameters.module, teacher or self.teacher_tensors()
+        tensors = teacher or self.teacher_tensors()
         assert tensors is not None
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(module, tensors, args, kwargs)
-
-        with eval_mode(module):
-            return self.learner.forward.call(inputs, run)
+        return run_frozen(self.learner, tensors, inputs)
 
     def _divergence(self, student: Tensor, teacher: Tensor, block: Sequence[int]) -> Tensor:
         """KL divergence [rows] over a block's columns (all of the teacher's if empty); of a sequence, its mean."""
@@ -128,6 +121,14 @@ class Distillation(Method):
                     f"'{self.name}' asks all heads at once, which cannot be told apart where tasks share class "
                     "columns; give every task columns of its own"
                 )
+
+
+def scale_shares(batch: Batch, factor: float) -> Batch:
+    """The batch with the main loss of every source times `factor`."""
+    pooled = sum(s.size for s in batch.sources if s.share is None)
+    shares = [s.size / pooled if s.share is None else s.share for s in batch.sources]
+    sources = zip(batch.sources, shares, strict=True)
+    return batch.with_sources(*(replace(source, share=factor * share) for source, share in sources))
 
 
 class SnapshotDistillation(Distillation):
@@ -151,9 +152,7 @@ class SnapshotDistillation(Distillation):
         if self.learner.tasks_begun < 2:
             return
         self._check_heads([*old, task.index])
-        module = self.learner.parameters.module
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self.teacher = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.teacher = frozen_copy(self.learner.parameters.module)
         if self.learner.scenario == "task":
             self.blocks = list(old.values())
         elif self.columns == "old":

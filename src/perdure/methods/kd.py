@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from perdure.methods.base import check_value
-from perdure.methods.distillation import SnapshotDistillation
+from perdure.methods.distillation import SnapshotDistillation, scale_shares
 from perdure.registry import register
 
 if TYPE_CHECKING:
@@ -55,9 +55,4 @@ class KD(SnapshotDistillation):
 
     def on_batch(self, batch: Batch) -> Batch:
         batch = super().on_batch(batch)
-        if self.teacher is None:
-            return batch
-        pooled, rest = sum(s.size for s in batch.sources if s.share is None), 1 - self.alpha
-        shares = [s.size / pooled if s.share is None else s.share for s in batch.sources]
-        sources = zip(batch.sources, shares, strict=True)
-        return batch.with_sources(*(replace(source, share=rest * share) for source, share in sources))
+        return batch if self.teacher is None else scale_shares(batch, 1 - self.alpha)

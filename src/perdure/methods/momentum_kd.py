@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from perdure.methods.base import check_value
-from perdure.methods.distillation import Distillation, Tensors
+from perdure.methods.distillation import Distillation
+from perdure.methods.frozen import Tensors
 from perdure.registry import register
 
 if TYPE_CHECKING:
