@@ -19,6 +19,7 @@ from perdure.methods import (
     SPG,
     VCL,
     DERpp,
+    GenerativeReplay,
     Joint,
     LwF,
     Method,
@@ -34,6 +35,10 @@ METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
     "derpp": (lambda: DERpp(capacity=30), lambda: DERpp(alpha=0, beta=0)),
     "ewc": (lambda: EWC(strength=1.0), lambda: EWC(strength=0)),
     "gem": (lambda: GEM(per_task=10), lambda: GEM(per_task=0)),
+    "generative_replay": (
+        lambda: GenerativeReplay(hidden=[16], latent=4),
+        lambda: GenerativeReplay(ratio=0),
+    ),
     "hat": (HAT, lambda: HAT(strength=0)),
     "joint": (Joint, lambda: None),
     "kd": (KD, lambda: KD(alpha=0)),

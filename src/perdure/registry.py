@@ -121,6 +121,7 @@ methods = Registry(
         "derpp": "perdure.methods.derpp",
         "gem": "perdure.methods.gem",
         "agem": "perdure.methods.agem",
+        "generative_replay": "perdure.methods.generative_replay",
     },
 )
 
@@ -148,6 +149,7 @@ models = Registry(
         "bayesian_mlp": "perdure.models.bayesian",
         "small_cnn": "perdure.models.small_cnn",
         "slim_resnet18": "perdure.models.slim_resnet",
+        "vae": "perdure.models.vae",
     },
 )
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from perdure.methods.derpp import DERpp
     from perdure.methods.ewc import EWC
     from perdure.methods.gem import GEM
+    from perdure.methods.generative_replay import GenerativeReplay
     from perdure.methods.hat import HAT
     from perdure.methods.joint import Joint
     from perdure.methods.kd import KD
@@ -37,6 +38,7 @@ _HOMES = {
     "VCL": "vcl",
     "SPG": "spg",
     "DERpp": "derpp",
+    "GenerativeReplay": "generative_replay",
     "Joint": "joint",
     "LwF": "lwf",
     "Method": "base",
@@ -57,6 +59,7 @@ __all__ = [
     "SPG",
     "VCL",
     "DERpp",
+    "GenerativeReplay",
     "Joint",
     "LwF",
     "Method",

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from perdure.batch import joined
 from perdure.errors import IncompatibleError
 from perdure.methods.base import Method, check_choice, check_value
-from perdure.methods.side_passes import eval_mode, frozen_statistics
+from perdure.methods.side_passes import eval_mode, frozen_copy, frozen_statistics
 
 if TYPE_CHECKING:
     from perdure.batch import Batch
@@ -76,7 +75,7 @@ class Distillation(Method):
             return None
         forward = self.learner.forward
         every = self.replayed and len(batch.sources) > 1
-        inputs = forward.inputs(joined(batch.sources) if every else batch.now.x)
+        inputs = forward.inputs(*forward.joined(batch.sources if every else (batch.now,)))
         student = outputs if every else batch.part("current", outputs)
         if forward.depends_on_task:
             # The pass of the current task has only its own head; all heads answer where no task is named.
@@ -151,9 +150,7 @@ class SnapshotDistillation(Distillation):
         if self.learner.tasks_begun < 2:
             return
         self._check_heads([*old, task.index])
-        module = self.learner.parameters.module
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self.teacher = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.teacher = frozen_copy(self.learner.parameters.module)
         if self.learner.scenario == "task":
             self.blocks = list(old.values())
         elif self.columns == "old":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -28,6 +28,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def frozen_copy(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, copied: a teacher, run by `torch.func.functional_call` through the same module.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> frozen_copy(layer)["weight"].data_ptr() == layer.weight.data_ptr()
+    False
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 @contextmanager
