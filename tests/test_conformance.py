@@ -23,6 +23,7 @@ from perdure.methods import (
     VCL,
     DERpp,
     GDumb,
+    GenerativeReplay,
     ICaRL,
     Joint,
     LaMAML,
@@ -41,6 +42,10 @@ METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
     "derpp": (lambda: DERpp(capacity=30), lambda: DERpp(alpha=0, beta=0)),
     "ewc": (lambda: EWC(strength=1.0), lambda: EWC(strength=0)),
     "gem": (lambda: GEM(per_task=10), lambda: GEM(per_task=0)),
+    "generative_replay": (
+        lambda: GenerativeReplay(hidden=[16], latent=4),
+        lambda: GenerativeReplay(ratio=0),
+    ),
     "hat": (HAT, lambda: HAT(strength=0)),
     "er_ace": (lambda: ERACE(capacity=30), lambda: ERACE(capacity=0)),
     "mir": (lambda: MIR(capacity=30, candidates=12, batch_size=6), lambda: MIR(capacity=0)),

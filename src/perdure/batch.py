@@ -29,6 +29,8 @@ class Source:
         from the criterion.
     separate
         Whether they get a forward pass of their own (it matters to batch normalisation).
+    prepared
+        Whether `x` is what the model takes already (rows that a generator made), not the stored form.
     tasks
         int64 [rows], the task index of every row, or None where unknown; the current rows' task is the batch's.
     allowed
@@ -46,6 +48,7 @@ class Source:
     y: Any
     share: float | None = None
     separate: bool = False
+    prepared: bool = False
     tasks: Tensor | None = None
     allowed: Allowed = None
     extras: dict[str, Any] = field(default_factory=dict)

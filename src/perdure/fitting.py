@@ -20,6 +20,7 @@ from perdure.errors import DivergedError, PerdureWarning, UsageError
 from perdure.evaluation import Evaluation, evaluate
 from perdure.folder import RunFolder, pack_predictions
 from perdure.memory_use import peak_memory_bytes
+from perdure.pictures import Pictures, grid, png, read_pictures, write_pictures
 from perdure.results import Results
 from perdure.saving import learner_state, load_learner_state
 from perdure.streams.task import Stream, Task, count_batches, draw_plan
@@ -185,6 +186,7 @@ class _Run:
     ) -> None:
         self.learner, self.stream, self.folder, self.on_event = learner, stream, folder, on_event
         self.position = Position(rules)
+        self.pictures: Pictures = {}
 
     def start(self) -> None:
         """Evaluate the untrained model."""
@@ -228,6 +230,8 @@ class _Run:
             torch.cuda.set_rng_state(state["rng_cuda"], self.learner.device)
         self.position = saved
         self.folder.truncate(saved.logged)
+        for name, kept in read_pictures(self.folder.path).items():
+            self.pictures[name] = {task: data for task, data in kept.items() if task < saved.task}
         return True
 
     def train(self, plan: dict[str, Any], reset_optimizer: bool, checkpoint_every: int | None) -> None:
@@ -284,6 +288,7 @@ class _Run:
             learner.end_task()
         clock = self._spent("train", clock)
         self._emit({"event": "task_end", "task": task.index, "steps": total, "loss": last})
+        self._picture(task)
         self._evaluate(after=task.index)
         position.task, position.step = position.task + 1, 0
         self._save()
@@ -291,6 +296,7 @@ class _Run:
     def finish(self) -> Results:
         """The result of the finished run, also written to the folder."""
         results = _results(self.learner, self.stream, self.position)
+        results.pictures = self.pictures
         if self.folder is not None:
             results.save(self.folder.path)
         self._tell({"event": "end", "metrics": results.metrics()})
@@ -319,6 +325,17 @@ class _Run:
             self.position.history.append({"task": after, "step": step, "accuracies": scores})
         self._spent("evaluate", clock)
         self._emit(_evaluation_event(found, scores, after, step))
+
+    def _picture(self, task: Task) -> None:
+        """Keep what the methods have to show after a task."""
+        clock = time.perf_counter()
+        for method in self.learner.methods:
+            images = method.pictures() if method.has("pictures") else None
+            if images is not None:
+                self.pictures.setdefault(method.name, {})[task.index] = png(grid(images))
+        if self.folder is not None:
+            write_pictures(self.folder.path, self.pictures)
+        self._spent("evaluate", clock)
 
     def _emit(self, event: Event) -> None:
         """An event for the log and for whoever listens."""

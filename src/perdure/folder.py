@@ -14,6 +14,7 @@ import numpy as np
 
 from perdure.checkpoint import is_checkpoint, load_state, save_state
 from perdure.errors import CheckpointError, PerdureWarning, StorageError
+from perdure.pictures import FOLDER as PICTURES
 
 KEPT = 2
 
@@ -65,6 +66,7 @@ class RunFolder:
         try:
             if self.checkpoints.exists():
                 shutil.rmtree(self.checkpoints)
+            shutil.rmtree(self.path / PICTURES, ignore_errors=True)
             (self.path / "results.json").unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"cannot clear {self.path}: {error.strerror}; choose another folder") from error

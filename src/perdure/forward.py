@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from perdure.batch import Batch, Source, joined
 from perdure.errors import ModelError, UsageError
 from perdure.parameters import unwrap
-from perdure.tree import leaves, rows, take, to_device, tree_map
+from perdure.tree import cat, leaves, rows, take, to_device, tree_map
 
 LARGEST_ACTIVATION = 1 << 20
 """Bytes that the largest tensor of a pass without gradients should have at most, so that it stays in a CPU's cache."""
@@ -56,16 +56,23 @@ class Forward:
         self.heads: list[Any] = []
         self.activators: list[Callable[[int | None], None]] = []
 
-    def inputs(self, x: Any) -> Any:
-        """Stored rows on the device, prepared for the model."""
-        prepared = tree_map(self._cast, self.prepare(to_device(x, self.device)))
-        if self.channels_last and isinstance(prepared, Tensor) and prepared.dim() == 4:
-            prepared = prepared.contiguous(memory_format=torch.channels_last)
-        return prepared
+    def inputs(self, x: Any, prepared: bool = False) -> Any:
+        """Stored rows (or rows that are `prepared` already) on the device, as the model takes them."""
+        moved = to_device(x, self.device)
+        ready = tree_map(self._cast, moved if prepared else self.prepare(moved))
+        if self.channels_last and isinstance(ready, Tensor) and ready.dim() == 4:
+            ready = ready.contiguous(memory_format=torch.channels_last)
+        return ready
 
     def _cast(self, leaf: Tensor) -> Tensor:
         """Floating inputs in the parameters' type: stored rows may be older than a `model.double()`."""
         return leaf.to(self.dtype) if leaf.is_floating_point() and leaf.dtype != self.dtype else leaf
+
+    def joined(self, sources: Sequence[Source]) -> tuple[Any, bool]:
+        """The rows of some sources as one, and whether they are prepared: all are as soon as one source is."""
+        if not any(source.prepared for source in sources):
+            return joined(tuple(sources)), False
+        return cat([self.inputs(source.x, source.prepared) for source in sources]), True
 
     def call(self, prepared: Any, function: Callable[..., Any] | None = None) -> Tensor:
         """The model's outputs [rows, columns] for prepared inputs; `function` runs in the model's place."""
@@ -122,15 +129,17 @@ class Forward:
         fitting = LARGEST_ACTIVATION * rows(x) // max(1, largest)
         return min(max(32, 1 << fitting.bit_length() >> 1), self.widest_batch)
 
-    def __call__(self, x: Any, task: int | None = None, function: Callable[..., Any] | None = None) -> Tensor:
-        """Outputs of stored rows `x` that all belong to `task`; `function` runs in the model's place."""
+    def __call__(
+        self, x: Any, task: int | None = None, prepared: bool = False, function: Callable[..., Any] | None = None
+    ) -> Tensor:
+        """Outputs of stored (or prepared) rows `x` that all belong to `task`."""
         self.activate(task)
-        return self.call(self.inputs(x), function)
+        return self.call(self.inputs(x, prepared), function)
 
     def batch(self, batch: Batch, task: int | None, function: Callable[..., Any] | None = None) -> Tensor:
         """Outputs of all sources in order; `task` is the current task as far as the scenario shows it.
 
-        `function` runs in the model's place.
+        `function` runs in the model's place (the same module with a teacher's tensors, say).
         """
         together = [source for source in batch.sources if not source.separate]
         if len(together) == len(batch.sources):
@@ -145,9 +154,9 @@ class Forward:
         return torch.cat([outputs[source.name] for source in batch.sources])
 
     def _group(self, sources: Sequence[Source], task: int | None, function: Callable[..., Any] | None) -> Tensor:
-        x = joined(tuple(sources))
+        x, prepared = self.joined(sources)
         if not self.depends_on_task or task is None or all(source.tasks is None for source in sources):
-            return self(x, task, function)
+            return self(x, task, prepared, function)
         tasks = torch.cat(
             [torch.full((s.size,), task) if s.tasks is None else s.tasks.to("cpu", torch.int64) for s in sources]
         )
@@ -155,11 +164,11 @@ class Forward:
         if not self.activators and all(hasattr(h, "together") and h.together(members) for h in self.heads):
             for head in self.heads:
                 head.activate(tuple(members))
-            return self.call(self.inputs(x), function)
+            return self.call(self.inputs(x, prepared), function)
         outputs, order = [], []
         for member in members:
             chosen = (tasks == member).nonzero()[:, 0]
-            outputs.append(self(take(x, chosen), member, function))
+            outputs.append(self(take(x, chosen), member, prepared, function))
             order.append(chosen)
         back = torch.cat(order).argsort().to(outputs[0].device)
         return torch.cat(outputs).index_select(0, back)

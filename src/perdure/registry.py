@@ -128,6 +128,7 @@ methods = Registry(
         "mer": "perdure.methods.mer",
         "la_maml": "perdure.methods.la_maml",
         "look_ahead": "perdure.methods.look_ahead",
+        "generative_replay": "perdure.methods.generative_replay",
     },
 )
 
@@ -155,6 +156,7 @@ models = Registry(
         "bayesian_mlp": "perdure.models.bayesian",
         "small_cnn": "perdure.models.small_cnn",
         "slim_resnet18": "perdure.models.slim_resnet",
+        "vae": "perdure.models.vae",
     },
 )
 

@@ -17,6 +17,7 @@ from perdure.comparison import Comparison, compare, human_bytes, human_seconds, 
 from perdure.errors import CheckpointError, MissingExtraError, StorageError, UsageError
 from perdure.files import write_atomically
 from perdure.metrics import Array
+from perdure.pictures import Pictures, read_pictures, write_pictures
 
 __all__ = ["Comparison", "Results", "View", "compare", "summarise"]
 
@@ -61,6 +62,9 @@ class Results:
         task is a row of the matrix and not repeated here.
     extra
         Further named numbers, such as a calibration error; they join `metrics()`.
+    pictures
+        PNG files by method and by index of the task after which they were made; they lie beside `results.json` and are
+        no part of it.
 
     >>> results = Results("domain", ["a", "b"], [[0.75, 0.5], [0.5, 1.0]], [0.5, 0.25], methods=["ewc"])
     >>> results.metrics()["final_average_accuracy"], results.metrics()["forgetting"]
@@ -86,6 +90,7 @@ class Results:
     history: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, float | None] = field(default_factory=dict)
+    pictures: Pictures = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
@@ -220,7 +225,8 @@ class Results:
             raise CheckpointError(f"these results are damaged: {error}") from error
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `results.json` into `folder`, whole or not at all, and return its path."""
+        """Write `results.json` into `folder`, whole or not at all, and return its path; pictures go beside it."""
+        write_pictures(Path(folder), self.pictures)
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
         return write_atomically(Path(folder) / FILE_NAME, text.encode())
 
@@ -243,9 +249,11 @@ class Results:
         except ValueError as error:
             raise CheckpointError(f"{file} is damaged or no perdure result: not valid JSON ({error})") from error
         try:
-            return cls.from_dict(data)
+            results = cls.from_dict(data)
         except CheckpointError as error:
             raise CheckpointError(f"{file}: {error}") from error
+        results.pictures = read_pictures(file.parent)
+        return results
 
     def to_pandas(self) -> Any:
         """A tidy `DataFrame`: one row for each task trained and task tested; `after` is -1 before any training.

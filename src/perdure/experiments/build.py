@@ -14,6 +14,7 @@ from perdure.boundaries import Boundaries
 from perdure.errors import UsageError
 from perdure.experiments.config import BESIDE_DETECTOR, GIVEN, HIDDEN, Experiment, Part, Train
 from perdure.learner import Learner
+from perdure.models.vae import VAE
 from perdure.registry import detectors, methods, models, nearest
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     model = models.get(experiment.model.name)(
         input_shape=stream.input_shape, outputs=stream.columns, seed=seed, **experiment.model.arguments
     )
+    if isinstance(model, VAE):
+        raise UsageError(
+            f"the model '{experiment.model.name}' generates inputs and gives no class scores; choose another and add "
+            "the method generative_replay, which has a generator of its own"
+        )
     learner = Learner(
         model,
         optimizer_of(train),

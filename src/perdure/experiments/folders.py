@@ -10,10 +10,11 @@ from typing import Any
 
 from perdure.errors import CheckpointError, StorageError, UsageError
 from perdure.files import write_atomically
+from perdure.pictures import FOLDER as PICTURES
 from perdure.results import Results, summarise
 
 CONFIG, RESULTS, COMPARISON = "config.yaml", "results.json", "comparison.json"
-_OURS = (CONFIG, RESULTS, "log.jsonl", "checkpoint", "report.html", "accuracy.png")
+_OURS = (CONFIG, RESULTS, "log.jsonl", "checkpoint", "report.html", "accuracy.png", PICTURES)
 
 
 def seed_folder(folder: Path, seed: int, seeds: Sequence[int]) -> Path:

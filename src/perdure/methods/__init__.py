@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from perdure.methods.ewc import EWC
     from perdure.methods.gdumb import GDumb
     from perdure.methods.gem import GEM
+    from perdure.methods.generative_replay import GenerativeReplay
     from perdure.methods.hat import HAT
     from perdure.methods.icarl import ICaRL
     from perdure.methods.joint import Joint
@@ -47,6 +48,7 @@ _HOMES = {
     "VCL": "vcl",
     "SPG": "spg",
     "DERpp": "derpp",
+    "GenerativeReplay": "generative_replay",
     "Joint": "joint",
     "LwF": "lwf",
     "ERACE": "er_ace",
@@ -75,6 +77,7 @@ __all__ = [
     "VCL",
     "DERpp",
     "GDumb",
+    "GenerativeReplay",
     "ICaRL",
     "Joint",
     "LaMAML",

@@ -186,10 +186,20 @@ class Method:
         """Replace everything from `on_batch` to `on_update` (one owner). Returns the detached loss."""
         raise UsageError(f"{self.name} does not own the step")
 
+    # -- what there is to see -------------------------------------------------------------------------------------
+
+    def pictures(self) -> Tensor | None:
+        """Images [n, channels, height, width] in [0, 1], one or three channels, that are worth a look when a task ends.
+
+        Not a hook: asked when a task of a stream has ended, for the report. It must change nothing and draw from a
+        generator made for the purpose. None if there is nothing to see.
+        """
+        return None
+
     # -- state ----------------------------------------------------------------------------------------------------
 
     def has(self, hook: str) -> bool:
-        """Whether a hook does anything; one that does nothing is never called and costs nothing."""
+        """Whether a hook (or `pictures`) does anything; one that does nothing is never called and costs nothing."""
         return getattr(type(self), hook) is not getattr(Method, hook)
 
     @property
@@ -267,10 +277,10 @@ def _placed(value: Any, device: torch.device) -> Any:
 def _bytes(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
-    if isinstance(value, nn.Module):
-        return sum(_bytes(tensor) for tensor in value.state_dict().values())
     if hasattr(value, "bytes") and callable(value.bytes):
         return int(value.bytes())
+    if hasattr(value, "state_dict"):
+        return _bytes(value.state_dict())
     if isinstance(value, dict):
         return sum(_bytes(item) for item in value.values())
     if isinstance(value, (list, tuple)):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perdure.batch import joined
 from perdure.errors import IncompatibleError
 from perdure.methods.base import Method, check_choice, check_value
 from perdure.methods.frozen import Tensors, frozen_copy, run_frozen
@@ -75,7 +74,7 @@ class Distillation(Method):
             return None
         forward = self.learner.forward
         every = self.replayed and len(batch.sources) > 1
-        inputs = forward.inputs(joined(batch.sources) if every else batch.now.x)
+        inputs = forward.inputs(*forward.joined(batch.sources if every else (batch.now,)))
         student = outputs if every else batch.part("current", outputs)
         if forward.depends_on_task:
             # The pass of the current task has only its own head; all heads answer where no task is named.

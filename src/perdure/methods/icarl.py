@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perdure.batch import joined, joined_targets
+from perdure.batch import joined_targets
 from perdure.criterion import Criterion
 from perdure.data.examples import Examples
 from perdure.errors import IncompatibleError, UsageError
@@ -137,7 +137,8 @@ class ICaRL(ExemplarMethod):
         targets = torch.zeros_like(outputs).scatter_(1, joined_targets(batch.sources)[:, None], 1.0)
         if self.teacher is None or not self.old:
             return targets
-        answers = run_frozen(self.learner, self.teacher, self.learner.forward.inputs(joined(batch.sources)))
+        forward = self.learner.forward
+        answers = run_frozen(self.learner, self.teacher, forward.inputs(*forward.joined(batch.sources)))
         self.learner.passes["forward_rows"] += len(answers)
         columns = self.learner.classes.index(self.old)
         targets[:, columns] = torch.sigmoid(answers[:, columns] / self.temperature).to(targets.dtype)

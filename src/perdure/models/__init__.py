@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from perdure.models.mlp import MLP
     from perdure.models.slim_resnet import SlimResNet18
     from perdure.models.small_cnn import SmallCNN
+    from perdure.models.vae import VAE
 
 __all__ = [
     "MLP",
+    "VAE",
     "CosineHead",
     "GrowingHead",
     "MeanFieldConv2d",
@@ -34,6 +36,7 @@ _MODULES = {
     "MultiHead": "heads",
     "SlimResNet18": "slim_resnet",
     "SmallCNN": "small_cnn",
+    "VAE": "vae",
     "make_head": "heads",
     "mean_field": "bayesian",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -9,6 +10,7 @@ from typing import Any
 
 from perdure.comparison import TABLE, Comparison, Summary, compare, human_costs, label_of, spread
 from perdure.metrics import DESCRIPTIONS
+from perdure.pictures import png_size
 from perdure.report import series
 from perdure.report.palette import LEVELS, Style, styles
 from perdure.report.style import style_sheet
@@ -16,10 +18,10 @@ from perdure.report.svg import WIDE_CELLS, heat_map, line_chart, marker
 from perdure.results import ONE_OUTPUT, Results
 
 COSTS = ("training time", "peak memory", "state kept")
-MOST_PANELS = 24
+MOST_PANELS, MOST_PICTURES = 24, 10
 MINUS = "−"
 # Not even a stylesheet of another origin could be loaded from this page.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(
@@ -44,6 +46,7 @@ def page(
         _stream_section(groups, drawn),
         _task_section(groups, drawn),
         _matrix_section(groups, drawn),
+        _picture_section(groups, drawn),
         _notes_section(comparison),
         _details_section(groups, comparison, settings or {}, scenario),
     ]
@@ -161,8 +164,7 @@ def _stream_section(groups: Mapping[str, Sequence[Results]], drawn: Mapping[str,
 
 def _task_section(groups: Mapping[str, Sequence[Results]], drawn: Mapping[str, Style]) -> str:
     names = series.task_names(groups)
-    chosen = sorted({round(k * (len(names) - 1) / (MOST_PANELS - 1)) for k in range(MOST_PANELS)})
-    shown = list(range(len(names))) if len(names) <= MOST_PANELS else chosen
+    shown = _spread_out(list(range(len(names))), MOST_PANELS)
     panels = {j: series.per_task(groups, j) for j in shown}
     axis = series.accuracy_range([line for lines in panels.values() for line in lines])
     figures = []
@@ -196,6 +198,34 @@ def _matrix_section(groups: Mapping[str, Sequence[Results]], drawn: Mapping[str,
         f"task, in %. An empty cell was not evaluated or is not defined.{mean}</p>"
         f'<div class="panels{" large" * large}">{"".join(figures)}</div>'
         f'<div class="scale">0 % {scale} 100 %</div></section>'
+    )
+
+
+def _picture_section(groups: Mapping[str, Sequence[Results]], drawn: Mapping[str, Style]) -> str:
+    """What methods have to show, of the first seed of each set of methods."""
+    names, rows = series.task_names(groups), []
+    for k, (label, runs) in enumerate(groups.items()):
+        run = next((run for run in runs if run.pictures), None)
+        for method, by_task in {} if run is None else run.pictures.items():
+            assert run is not None
+            figures = []
+            for j in _spread_out(sorted(by_task), MOST_PICTURES):
+                after = f"after task {j + 1}" + ("" if names[j] == str(j + 1) else f": {names[j]}")
+                width, height = png_size(by_task[j])
+                source = f"data:image/png;base64,{base64.b64encode(by_task[j]).decode()}"
+                alt = f"Images that {method} replays {after}"
+                figures.append(
+                    f'<figure><img class="grid" src="{source}" width="{width}" height="{height}" alt="{escape(alt)}">'
+                    f"<figcaption>{escape(after)}</figcaption></figure>"
+                )
+            seed = f", seed {run.seed}" if len(runs) > 1 else ""
+            head = f"{_sign(drawn[label], k)}{escape(label)}{seed}"
+            rows.append(f'<h3 class="pictured">{head}</h3><div class="panels small">{"".join(figures)}</div>')
+    if not rows:
+        return ""
+    return (
+        '<section><h2>What is replayed</h2><p class="quiet">Images that a generator draws after each task, '
+        f"in the order of the classes that the model sees in them.</p>{''.join(rows)}</section>"
     )
 
 
@@ -235,6 +265,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
             yield f"{prefix}{key}", text
+
+
+def _spread_out(items: Sequence[int], most: int) -> list[int]:
+    """At most so many of the items, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in sorted({round(k * (len(items) - 1) / (most - 1)) for k in range(most)})]
 
 
 def _best(comparison: Comparison, name: str) -> set[str]:

@@ -46,6 +46,10 @@ svg{display:block;max-width:100%;height:auto}
 .panels{display:grid;gap:1.5rem 1.75rem;margin-top:1rem;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,285px),1fr))}
 .large{grid-template-columns:repeat(auto-fill,minmax(min(100%,500px),1fr))}
+.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,190px),1fr));gap:1rem 1.25rem;margin-top:.2rem}
+.pictured{margin-top:1.1rem}
+.grid{display:block;width:100%;height:auto;image-rendering:pixelated;border:1px solid var(--rule)}
+figcaption{margin-top:.3rem}
 .wide{display:block}.narrow{display:none}
 svg text{font-size:11.5px;fill:var(--quiet);font-family:inherit;font-variant-numeric:tabular-nums}
 svg .name{font-size:12.5px;fill:var(--ink)}
