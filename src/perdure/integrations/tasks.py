@@ -90,9 +90,9 @@ class TaskCallback:
         return self.guard.learner
 
     def next_task(self, name: str, classes: Sequence[int] = ()) -> None:
-        """Name the task of the next training, and its class columns if the scenario or a growing head needs them.
+        """Name the task of the next training, and its class columns if scenario, methods or a growing head need them.
 
-        Without it the tasks are "task 0", "task 1" and so on.
+        What `begin_task()` is for a learner. Without it the tasks are "task 0", "task 1" and so on.
         """
         self._next = name, tuple(classes)
 
@@ -141,7 +141,13 @@ class TaskCallback:
                     f"end; train that first"
                 )
             learner.restored = True
-        self.guard.begin(name, data, classes)
+        begun = learner.tasks_begun
+        try:
+            self.guard.begin(name, data, classes)
+        except Exception:
+            if learner.tasks_begun > begun:  # a method refused the task, and may be content with a better description
+                learner.task, learner.tasks_begun = None, begun
+            raise
         self._next = None
 
     def finish(self) -> None:
