@@ -6,7 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perdure import continual, data, detection, errors, memory, methods, metrics, models, report, streams
+    from perdure import (
+        continual,
+        data,
+        detection,
+        errors,
+        integrations,
+        memory,
+        methods,
+        metrics,
+        models,
+        report,
+        streams,
+    )
     from perdure.attachment import attach
     from perdure.learner import Learner
     from perdure.methods.base import Method
@@ -33,6 +45,7 @@ _MODULES = {
             "data",
             "detection",
             "errors",
+            "integrations",
             "memory",
             "methods",
             "metrics",
@@ -55,6 +68,7 @@ __all__ = [
     "data",
     "detection",
     "errors",
+    "integrations",
     "memory",
     "methods",
     "metrics",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from perdure.batch import Batch, Source
 from perdure.criterion import RowLoss
@@ -70,12 +72,24 @@ def attach(
     >>> len(guard.learner.methods[0].buffer)
     8
     """
+    return Guard(outside_learner(model, optimizer, methods, criterion, scenario, seed), optimizer)
+
+
+def outside_learner(
+    model: nn.Module,
+    optimizer: Optimizer,
+    methods: Sequence[Method],
+    criterion: RowLoss | None,
+    scenario: str | None,
+    seed: int,
+) -> Learner:
+    """A learner that never takes a step of its own; raises IncompatibleError for methods that have to."""
     for method in methods:
         if not method.attachable or method.owns or method.has("criterion") or method.has("step"):
             raise IncompatibleError(
                 f"'{method.name}' has to own a part of the training loop, so it cannot be attached; use perdure.Learner"
             )
-    learner = Learner(
+    return Learner(
         model,
         optimizer,
         methods,
@@ -84,88 +98,157 @@ def attach(
         seed=seed,
         channels_last=False,
     )
-    return Guard(learner, optimizer)
 
 
 class Guard:
     """What `attach` returns: `task(...)` around a task's loop, `see(x, y)` before each batch, `detach()` at the end.
 
-    `guard.learner` has the methods, and predicts, evaluates and saves.
+    `guard.learner` has the methods, and predicts, evaluates and saves. With `closures`, the loop may call
+    `optimizer.step(closure)`, and whoever runs the closure calls `before_update()` when the gradient is complete.
     """
 
-    def __init__(self, learner: Learner, optimizer: Optimizer) -> None:
+    def __init__(self, learner: Learner, optimizer: Optimizer, closures: bool = False) -> None:
         self.learner = learner
         self.optimizer = optimizer
-        self._seen: list[tuple[Any, Any]] = []
-        self._answers: list[Tensor] = []
-        self._batch: Batch | None = None
-        self._outputs: Tensor | None = None
+        self.busy = False  # passes through the model are now our own, not the loop's
+        self._closures = closures
         self._before = learner.parameters.theta
         self._skipped = False
-        self._inside = False
+        self._listener = learner.model.register_forward_hook(self._listen, with_kwargs=True)
+        self._handles: list[RemovableHandle] = []
+        self.forget()
+        self._hook_into(optimizer)
+
+    def _hook_into(self, optimizer: Optimizer) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self.optimizer = optimizer
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
-            learner.model.register_forward_hook(self._listen),
         ]
-        learner.flat = FlatStep(learner.parameters, learner.optimizers)
+        self.learner.flat = FlatStep(self.learner.parameters, self.learner.optimizers)
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Act on the steps of another optimizer from here on; the model may have changed in between as well."""
+        learner = self.learner
+        if optimizer is not self.optimizer:
+            # Parameters that are new need a place in the new optimizer alone.
+            learner.use_optimizer(partial(torch.optim.SGD, lr=0.0))
+        learner.follow_model()
+        learner.use_optimizer(optimizer)
+        self._hook_into(optimizer)
+
+    def begin(self, name: str, data: Any = None, classes: Sequence[int] = ()) -> None:
+        """Begin a task, or go on with the open one that a checkpoint was loaded into."""
+        self.busy = True
+        try:
+            self.learner.begin_task(name, data, classes)
+        finally:
+            self.busy = False
+        self.learner.forward.activate(self.learner.shown_task)
+
+    def end(self) -> None:
+        """End the open task."""
+        self.forget()
+        self.busy = True
+        try:
+            self.learner.end_task()
+        finally:
+            self.busy = False
 
     @contextmanager
     def task(self, name: str, data: Any = None, classes: Sequence[int] = ()) -> Iterator[Guard]:
         """A task: begins it, and ends it unless the loop raised. Arguments as for `Learner.begin_task`."""
-        self.learner.begin_task(name, data, classes)
-        self.learner.forward.activate(self.learner.shown_task)
+        self.begin(name, data, classes)
         yield self
-        self.learner.end_task()
+        self.end()
 
-    def see(self, x: Any, y: Any) -> None:
-        """Say which rows the next step is for; once for each batch that the loop accumulates."""
+    def see(self, x: Any, y: Any, outputs: Tensor | None = None) -> None:
+        """Say which rows the next step is for; once for each batch that the loop accumulates.
+
+        The loop's own `outputs` [rows, columns] are noticed when it calls the model on this very `x`, else given here.
+        """
         self._seen.append((x, as_tensors(y)))
+        if outputs is not None:
+            self._hear(outputs)
+
+    def unsee(self) -> None:
+        """Take the last `see` back: its rows went into no backward pass."""
+        self._seen.pop()
+        del self._answers[len(self._seen) :]
+
+    def forget(self) -> None:
+        """Forget what was seen for a step that is not going to be."""
+        self._seen: list[tuple[Any, Any]] = []
+        self._answers: list[Tensor] = []
+        self._batch: Batch | None = None
+        self._outputs: Tensor | None = None
+        self._begun = False
 
     def detach(self) -> None:
         """Take every hook off; the loop goes on as if nothing had been attached."""
-        for handle in self._handles:
+        for handle in (*self._handles, self._listener):
             handle.remove()
 
     # -- hooks ----------------------------------------------------------------------------------------------------
 
-    def _listen(self, module: nn.Module, inputs: tuple[Any, ...], answer: Any) -> None:
+    def _listen(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], answer: Any) -> None:
         """Keep the loop's own outputs of the rows it has announced: what DER stores."""
-        if not self._inside and self._seen and inputs and inputs[0] is self._seen[-1][0] and torch.is_grad_enabled():
-            outputs = getattr(answer, "logits", answer)
-            if len(self._answers) < len(self._seen):
-                self._answers.append(outputs.detach())
+        if self.busy or not self._seen or not torch.is_grad_enabled():
+            return
+        x = self._seen[-1][0]
+        if (inputs and inputs[0] is x) or (
+            isinstance(x, dict) and keywords and all(keywords.get(key) is part for key, part in x.items())
+        ):
+            self._hear(getattr(answer, "logits", answer))
+
+    def _hear(self, outputs: Tensor) -> None:
+        if len(self._answers) == len(self._seen) - 1:
+            self._answers.append(outputs.detach().to(self.learner.forward.dtype))
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if kwargs.get("closure") is not None or any(callable(argument) for argument in args):
+            if self._closures:
+                return
             raise UsageError(
                 "optimizer.step(closure) runs the backward pass after this hook and would wipe what it adds; call "
                 "backward() and then step() without a closure"
             )
+        if not self._begun:
+            self.before_update()
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        learner, batch = self.learner, self._batch
+        if self._begun and not self._skipped:
+            learner.finish_update(self._before)
+        if batch is not None:
+            learner.passes["steps"] += 1
+            self.busy = True
+            try:
+                for method in learner.hooks["after_step"]:
+                    method.after_step(batch, self._outputs)
+            finally:
+                self.busy = False
+        self.forget()
+
+    def before_update(self) -> None:
+        """Let the methods add to the complete, unscaled gradient, and change it."""
         learner = self.learner
         if not learner.parameters.intact():
             learner.follow_model()
+        self._begun = True
         self._skipped = self._unscale()
         if self._skipped:
             return
-        self._inside = True
+        self.busy = True
         try:
             self._batch = self._current()
             if self._batch is not None:
                 self._add_remembered(self._batch)
+            self._before = learner.transform_gradient()
         finally:
-            self._inside = False
-        self._before = learner.transform_gradient()
-
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        learner, batch = self.learner, self._batch
-        if not self._skipped:
-            learner.finish_update(self._before)
-        if batch is not None:
-            learner.passes["steps"] += 1
-            for method in learner.hooks["after_step"]:
-                method.after_step(batch, self._outputs)
-        self._batch, self._outputs, self._seen, self._answers = None, None, [], []
+            self.busy = False
 
     # -- pieces ---------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,30 @@ def load_state(path: str | Path, device: str | torch.device = "cpu") -> Any:
     return _decode(json.loads(head["state"]), tensors)
 
 
+def pack(state: Any) -> dict[str, Any]:
+    """The same tree as JSON text and tensors by name, which every loader of tensors can read (`weights_only=True`)."""
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "", tensors)
+    return {"format": FORMAT, "state": json.dumps(tree, sort_keys=True, allow_nan=True), "tensors": tensors}
+
+
+def unpack(packed: dict[str, Any]) -> Any:
+    """The opposite of `pack`.
+
+    Raises
+    ------
+    CheckpointError
+        If it was not made by `pack`, or by that of a newer version.
+    """
+    if not isinstance(packed.get("format"), int) or not {"state", "tensors"} <= packed.keys():
+        raise CheckpointError("the saved state was not written by perdure; give one that was")
+    if packed["format"] > FORMAT:
+        raise CheckpointError(
+            f"the saved state has format {packed['format']}, this version reads up to {FORMAT}; install a newer perdure"
+        )
+    return _decode(json.loads(packed["state"]), packed["tensors"])
+
+
 def is_checkpoint(path: str | Path) -> bool:
     """Whether a folder looks like a checkpoint (its content may still be damaged)."""
     return (Path(path) / _STATE).is_file()

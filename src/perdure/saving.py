@@ -28,17 +28,13 @@ def learner_state(learner: Learner) -> dict[str, Any]:
     """Everything that the next step depends on, except the model's code, the data and torch's global generator."""
     module = learner.parameters.module
     return {
-        "layout": learner.parameters.layout.to_json(),
+        **continual_state(learner),
         "model": dict(module.state_dict()),
         "modes": {name: m.training for name, m in module.named_modules()},
         "frozen": [name for name, p in learner.parameters.members.items() if not p.requires_grad],
         "optimizers": learner.optimizers.state_dict(),
         "schedulers": [schedule.state_dict() for schedule in learner.schedulers],
         "scaler": None if learner.scaler is None else learner.scaler.state_dict(),
-        "methods": {m.name: {"arguments": m.arguments(), "state": m.state_dict()} for m in learner.methods},
-        "classes": learner.classes.state_dict(),
-        "scenario": learner.scenario,
-        "seed": learner.seed,
         "settings": {
             "precision": learner.forward.precision,
             "clip_norm": learner.clip_norm,
@@ -47,16 +43,55 @@ def learner_state(learner: Learner) -> dict[str, Any]:
             "channels_last": learner.forward.channels_last,
             "active_classes": learner.classes.active,
         },
-        "augment": {"name": name_of(learner.augment), "generator": learner.augment_generator.get_state()},
         "own": {"criterion": learner.criterion.function is not None, "prepare": _described(learner.forward.prepare)},
-        "tasks_begun": learner.tasks_begun,
-        "task": None if learner.task is None else [learner.task.index, learner.task.name, list(learner.task.classes)],
-        "progress": learner.progress,
-        "passes": dict(learner.passes),
         "boundaries": None
         if learner.boundaries is None
         else {"settings": learner.boundaries.settings(), "state": learner.boundaries.state_dict()},
     }
+
+
+def continual_state(learner: Learner) -> dict[str, Any]:
+    """The methods' state and the tasks': what is saved where somebody else saves the model and the optimizer."""
+    return {
+        "layout": learner.parameters.layout.to_json(),
+        "methods": {m.name: {"arguments": m.arguments(), "state": m.state_dict()} for m in learner.methods},
+        "classes": learner.classes.state_dict(),
+        "scenario": learner.scenario,
+        "seed": learner.seed,
+        "augment": {"name": name_of(learner.augment), "generator": learner.augment_generator.get_state()},
+        "tasks_begun": learner.tasks_begun,
+        "task": None if learner.task is None else [learner.task.index, learner.task.name, list(learner.task.classes)],
+        "progress": learner.progress,
+        "passes": dict(learner.passes),
+    }
+
+
+def load_continual_state(learner: Learner, state: dict[str, Any]) -> None:
+    """Put the methods and the tasks of a learner, whose model is as it was saved, into a saved state."""
+    check_saved_methods(learner, state)
+    saved_layout = Layout.from_json(state["layout"])
+    for method in learner.methods:
+        method.load_state_dict(state["methods"][method.name]["state"])
+    if saved_layout != learner.parameters.layout:
+        learner.resize(Remap(saved_layout, learner.parameters.layout))
+    learner.classes.load_state_dict(state["classes"])
+    learner.scenario = state["scenario"]
+    if "augment" in state:
+        learner.augment_generator.set_state(state["augment"]["generator"].cpu())
+    learner.tasks_begun, learner.progress = state["tasks_begun"], state["progress"]
+    learner.passes = dict(state["passes"])
+    learner.task = None
+    if state["task"] is not None:
+        index, name, classes = state["task"]
+        learner.task = Task(index, name, None, None, tuple(classes))  # type: ignore[arg-type]
+    learner.restored = learner.task is not None and learner.boundaries is None
+
+
+def check_saved_methods(learner: Learner, state: dict[str, Any]) -> None:
+    """Raise UsageError unless the methods are those that were saved."""
+    ours, theirs = [m.name for m in learner.methods], sorted(state["methods"])
+    if ours != theirs:
+        raise UsageError(f"the saved methods are {theirs or 'none'}, this learner has {ours or 'none'}; pass the same")
 
 
 def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
@@ -67,9 +102,7 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     UsageError
         If model, methods or optimizer are not those that were saved.
     """
-    ours, theirs = [m.name for m in learner.methods], sorted(state["methods"])
-    if ours != theirs:
-        raise UsageError(f"the saved methods are {theirs or 'none'}, this learner has {ours or 'none'}; pass the same")
+    check_saved_methods(learner, state)
     found, here = state.get("boundaries"), learner.boundaries
     if (found and found["settings"]) != (here and here.settings()):
         raise UsageError(
@@ -104,21 +137,7 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
         schedule.load_state_dict(saved)
     if learner.scaler is not None and state["scaler"] is not None:
         learner.scaler.load_state_dict(state["scaler"])
-    for method in learner.methods:
-        method.load_state_dict(state["methods"][method.name]["state"])
-    if saved_layout != learner.parameters.layout:
-        learner.resize(Remap(saved_layout, learner.parameters.layout))
-    learner.classes.load_state_dict(state["classes"])
-    learner.scenario = state["scenario"]
-    if "augment" in state:
-        learner.augment_generator.set_state(state["augment"]["generator"].cpu())
-    learner.tasks_begun, learner.progress = state["tasks_begun"], state["progress"]
-    learner.passes = dict(state["passes"])
-    learner.task = None
-    if state["task"] is not None:
-        index, name, classes = state["task"]
-        learner.task = Task(index, name, None, None, tuple(classes))  # type: ignore[arg-type]
-    learner.restored = learner.task is not None and learner.boundaries is None
+    load_continual_state(learner, state)
     if learner.boundaries is not None and found is not None:
         learner.boundaries.load_state_dict(found["state"])
 

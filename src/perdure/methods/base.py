@@ -67,6 +67,8 @@ class Method:
         What nobody else may own beside it: "predict", "criterion", "training_data", "step".
     attachable
         Whether it works inside a loop that somebody else owns.
+    adds_parameters
+        Puts parameters of its own into the model, which a checkpoint that somebody else writes cannot restore.
     distils_current
         Its `loss` reads the outputs of the current rows.
     aligned
@@ -92,6 +94,7 @@ class Method:
     regulariser: ClassVar[bool] = False
     owns: ClassVar[tuple[str, ...]] = ()
     attachable: ClassVar[bool] = True
+    adds_parameters: ClassVar[bool] = False
     distils_current: ClassVar[bool] = False
     aligned: ClassVar[dict[str, float | str]] = {}
     task_sums: ClassVar[tuple[str, ...]] = ()

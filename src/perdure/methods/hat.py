@@ -74,6 +74,7 @@ class HAT(UpdateMask):
         "and the network has units to spare and no skip connections"
     )
     cost: ClassVar[str] = "time: three vector operations a step and one product a gated layer; memory: 2 P + U T"
+    adds_parameters: ClassVar[bool] = True
     transient: ClassVar[tuple[str, ...]] = (
         *UpdateMask.transient,
         "_layers",
