@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks import pages
+from benchmarks.pages import by_seed, commit_of, wrapped
 from benchmarks.tuning import Choice, Kept, accuracy_of, choose, for_tuning, number_of, with_strength
 from perdure.experiments.config import Experiment
 from perdure.experiments.protocol import protocol_of
+from perdure.files import write_atomically
 from perdure.results import Results
 from perdure.version import versions
 
@@ -34,8 +35,8 @@ PAGE = """\
 Written by `python -m benchmarks.regularisation --out docs/regularisation.md` with perdure at commit {commit}, torch
 {torch}, Python {python} on {platform}. Accuracy is the final average accuracy (the mean over all tasks after the last
 one), forgetting how far the earlier tasks have dropped below the best they ever were; both are percent of the test
-data, as the mean of the seeds and for each seed. Seconds are the mean wall time of a run, on one thread of a machine
-that had other work too: good to a third.
+data, as the mean of the seeds and for each seed. Seconds are processor time of a run on one thread, the mean of the
+runs that went through in one go; the machine had other work too, so they are good to a third.
 
 How strengths are chosen: by the final average accuracy after the first {first} tasks, on a tenth of those tasks'
 training data that is held out of training, on seed {seed}, which is none of the seeds in the tables. Test data and
@@ -79,25 +80,26 @@ class Measured:
     contender: Contender
     runs: list[Results]
     choice: Choice | None
+    seconds: list[float]
 
     def values(self, metric: str) -> list[float]:
         """In percent, one a seed."""
         return [100 * number_of(run, metric) for run in self.runs]
 
 
-def measure(table: Table, kept: Kept) -> list[Measured]:
-    """Choose strengths where there is a grid, and run every seed of every row."""
-    found = []
+def measure(table: Table, kept: Kept) -> Iterator[Measured]:
+    """Row after row: choose the strength where there is a grid, and run every seed."""
     for contender in table.contenders:
         choice = tuned(table, contender, kept) if contender.grid else None
-        runs = []
+        runs, seconds = [], []
         for seed in table.seeds:
             experiment = table.of(contender, seed)
             if choice is not None:
                 experiment = with_strength(experiment, choice.strength)
-            runs.append(kept.run(f"{table.key}/{_slug(contender)}/seed-{seed}", experiment))
-        found.append(Measured(contender, runs, choice))
-    return found
+            name = f"{table.key}/{_slug(contender)}/seed-{seed}"
+            runs.append(kept.run(name, experiment))
+            seconds += [cost] if (cost := kept.seconds(name)) is not None else []
+        yield Measured(contender, runs, choice, seconds)
 
 
 def tuned(table: Table, contender: Contender, kept: Kept) -> Choice:
@@ -208,13 +210,10 @@ def quick() -> list[Table]:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(measured: Mapping[str, tuple[Table, list[Measured]]], commit: str) -> str:
+def page(measured: Sequence[tuple[Table, Sequence[Measured]]], commit: str) -> str:
     """The page in Markdown."""
-    made = versions()
-    head = PAGE.format(
-        commit=commit, first=FIRST, seed=TUNING_SEED, **{k: made[k] for k in ("torch", "python", "platform")}
-    )
-    return head + "".join(section(table, rows) for table, rows in measured.values())
+    head = PAGE.format(first=FIRST, seed=TUNING_SEED, **versions() | {"commit": commit})
+    return head + "".join(section(table, rows) for table, rows in measured)
 
 
 def section(table: Table, rows: Sequence[Measured]) -> str:
@@ -224,20 +223,21 @@ def section(table: Table, rows: Sequence[Measured]) -> str:
         "",
         f"## {table.title}",
         "",
-        *_wrapped(table.about),
+        *wrapped(table.about),
         "",
-        f"| method | strength | average accuracy | seeds {seeds} | forgetting | seeds {seeds} | seconds |",
-        "|---|---|---|---|---|---|---|",
-        *(_row(each) for each in rows),
+        *pages.table(
+            ("method", "strength", "average accuracy", f"seeds {seeds}", "forgetting", f"seeds {seeds}", "seconds"),
+            [_row(each) for each in rows],
+        ),
         "",
         "Strengths and where they come from (held-out accuracy of every value tried; the chosen one is bold):",
         "",
         *(line for each in rows for line in _origin(each)),
         "",
-        *_wrapped(gains(rows)),
+        *wrapped(gains(rows)),
     ]
     for note in table.notes:
-        lines += _wrapped(f"- {note}")
+        lines += wrapped(f"- {note}")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -258,11 +258,11 @@ def gains(rows: Sequence[Measured]) -> str:
     return f"Points above fine-tuning, with the smallest and the largest difference of a seed: {said}."
 
 
-def _row(found: Measured) -> str:
+def _row(found: Measured) -> list[str]:
     accuracy, forgetting = found.values("final_average_accuracy"), found.values("forgetting")
-    seconds = fmean(run.seconds["total"] for run in found.runs)
-    cells = [found.contender.label, strength_of(found), f"{fmean(accuracy):.2f}", _each(accuracy)]
-    return f"| {' | '.join([*cells, f'{fmean(forgetting):.2f}', _each(forgetting), f'{seconds:.0f}'])} |"
+    seconds = f"{fmean(found.seconds):.0f}" if found.seconds else ""
+    cells = [found.contender.label, strength_of(found), f"{fmean(accuracy):.2f}", by_seed(accuracy)]
+    return [*cells, f"{fmean(forgetting):.2f}", by_seed(forgetting), seconds]
 
 
 def strength_of(found: Measured) -> str:
@@ -282,31 +282,13 @@ def _origin(found: Measured) -> list[str]:
             f"{'**' if strength == choice.strength else ''}"
             for strength, score in choice.scores.items()
         )
-        return _wrapped(f"- {label}: {tried}{' (the end of what was tried)' if choice.at_the_end else ''}")
-    return _wrapped(f"- {label}: {found.contender.origin}") if found.contender.origin else []
-
-
-def _each(values: Sequence[float]) -> str:
-    return " / ".join(f"{value:.2f}" for value in values)
-
-
-def _wrapped(text: str) -> list[str]:
-    indent = "  " if text.startswith("- ") else ""
-    return textwrap.wrap(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def commit_of(path: str = "src/perdure") -> str:
-    """The commit that last changed the library, marked if it has changed since."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    return git("log", "-1", "--format=%h", "--", path) + ("+" if git("status", "--porcelain", "--", path) else "")
+        return wrapped(f"- {label}: {tried}{' (the end of what was tried)' if choice.at_the_end else ''}")
+    return wrapped(f"- {label}: {found.contender.origin}") if found.contender.origin else []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the page to this Markdown file, anew after every table")
+    parser.add_argument("--out", type=Path, help="write the page to this Markdown file, anew after every row")
     parser.add_argument("--runs", type=Path, default=Path("runs/regularisation"), help="where runs are kept")
     parser.add_argument("--quick", action="store_true", help="the embedded digits, in seconds")
     chosen = parser.parse_args(arguments)
@@ -314,13 +296,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("MNIST is needed: set PERDURE_DATA to the folder that holds it, or try --quick")
     commit = commit_of()
     kept = Kept(chosen.runs / commit, lambda line: print(line, flush=True))
-    measured: dict[str, tuple[Table, list[Measured]]] = {}
+    measured: list[tuple[Table, list[Measured]]] = []
     text = ""
     for table in quick() if chosen.quick else [split_mnist(), permuted_mnist()]:
-        measured[table.key] = (table, measure(table, kept))
-        text = page(measured, commit)
-        if chosen.out is not None:
-            chosen.out.write_text(text, encoding="utf-8")
+        measured.append((table, []))
+        for row in measure(table, kept):
+            measured[-1][1].append(row)
+            text = page(measured, commit)
+            if chosen.out is not None:
+                write_atomically(chosen.out, text.encode())
     print(text)
     return 0
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from perdure.experiments.config import Experiment, Part
-from perdure.experiments.folders import clear
+from perdure.experiments.folders import clear, write_json
 from perdure.experiments.reproduce import is_of, kept_results
 from perdure.experiments.run import run_quietly
 from perdure.registry import benchmarks
@@ -20,6 +22,7 @@ from perdure.seeding import generator
 from perdure.streams.classes import hold_out
 from perdure.streams.task import Stream, Task
 
+COST = "processor.json"
 FURTHEST = 4
 """Decades that a grid may grow on either side."""
 
@@ -124,13 +127,23 @@ class Kept:
             folder.mkdir(parents=True, exist_ok=True)
             if not is_of(folder, experiment):
                 clear(folder)
+                (folder / COST).unlink(missing_ok=True)
+            resumed = (folder / "checkpoint").is_dir()
+            begun = time.process_time()
             results = run_quietly(experiment.to_mapping(), seed, folder)
+            if not resumed:
+                write_json(folder / COST, {"processor_seconds": time.process_time() - begun})
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         accuracy = accuracy_of(results)
         if math.isnan(accuracy):
             raise AssertionError(f"{name} has no final average accuracy")
-        self.say(f"{name}: {100 * accuracy:.2f} %, {results.seconds['total']:.0f} s")
+        self.say(f"{name}: {100 * accuracy:.2f} %, {results.seconds['total']:.0f} s of wall time")
         return results
+
+    def seconds(self, name: str) -> float | None:
+        """Processor time of the run in the folder `name`; None if it was stopped and went on later."""
+        file = self.folder / name / COST
+        return float(json.loads(file.read_text())["processor_seconds"]) if file.is_file() else None
 
 
 def accuracy_of(results: Results) -> float:

@@ -94,6 +94,7 @@ def test_what_is_kept_is_read_and_what_has_other_settings_is_run_again(tmp_path:
     assert np.array_equal(again.matrix, first.matrix, equal_nan=True)
     assert (tmp_path / "a" / "results.json").stat().st_mtime_ns == stamp
     assert not (tmp_path / "a" / "checkpoint").exists()
+    assert kept.seconds("a") > 0
     Kept(tmp_path, lines.append).run("a", with_strength(experiment(), 100.0))
     assert (tmp_path / "a" / "results.json").stat().st_mtime_ns != stamp
     assert lines[0].startswith("a: ")
@@ -128,10 +129,10 @@ def test_strengths_are_chosen_without_test_data_and_on_another_seed(
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     tables = regularisation.quick()
     kept = Kept(tmp_path)
-    measured = {table.key: (table, regularisation.measure(table, kept)) for table in tables}
+    measured = [(table, list(regularisation.measure(table, kept))) for table in tables]
     text = regularisation.page(measured, "abc1234")
     assert "at commit abc1234" in text
-    for table, rows in measured.values():
+    for table, rows in measured:
         assert f"## {table.title}" in text
         for found in rows:
             check_row(text, found)
