@@ -115,6 +115,43 @@ def test_ewc_takes_its_fisher_from_clean_weights_and_rows_from_before_the_change
     assert torch.equal(found.methods[0].anchor, told.methods[0].anchor)
 
 
+def test_every_task_gives_its_own_rows_from_before_its_change_and_else_all_that_there_are() -> None:
+    given: list[Tensor] = []
+
+    class Look(EWC):
+        name = "look"
+
+        def end_task(self, task: Any) -> None:
+            given.append(task.train.gather(torch.arange(len(task.train)))[0])
+            super().end_task(task)
+
+    batches = drifting(70)
+    alarms = Announced((26, 20), (46, 40), (60, 30))
+    train(learner([Look(strength=0.1)], Boundaries(alarms, samples=10_000)), batches)
+
+    def rows(first: int, stop: int) -> set[tuple[float, ...]]:
+        return {tuple(row) for x, _ in batches[first:stop] for row in x.tolist()}
+
+    found = [{tuple(row) for row in x.tolist()} for x in given]
+    assert found[0] == rows(0, 20)
+    assert found[1] == rows(27, 40), "a task's rows begin at the alarm, and no row of the task before it is among them"
+    assert found[2] == rows(47, 61), "the estimate lies before the task: rows that may be wrong are better than none"
+
+
+def test_a_method_that_changes_weights_at_a_boundary_keeps_its_change() -> None:
+    class Halve(L2):
+        name = "halve"
+
+        def end_task(self, task: Any) -> None:
+            with torch.no_grad():
+                self.parameters.theta.mul_(0.5)
+
+    batches = drifting(28)
+    found = train(learner([Halve()], Boundaries(Announced((27, 20)))), batches)
+    clean = train(learner(), batches[:20])
+    assert torch.equal(found.parameters.theta, 0.5 * clean.parameters.theta)
+
+
 def test_the_newest_snapshot_before_the_change_is_taken_and_else_the_oldest() -> None:
     batches = drifting(100, task=100)
     for point, expected in [(50, 50), (49, 40), (43, 40), (12, 30)]:

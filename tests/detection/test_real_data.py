@@ -75,5 +75,5 @@ def test_ewc_on_permuted_mnist_without_boundaries() -> None:
 def test_elec2_has_few_alarms() -> None:
     from benchmarks.detection import elec2
 
-    found, _, steps = elec2(PageHinkley())
-    assert len(found) <= steps // 100
+    run = elec2(PageHinkley())
+    assert len(run.found) <= run.steps // 100
