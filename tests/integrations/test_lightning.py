@@ -238,6 +238,19 @@ def test_batches_and_networks_that_have_to_be_named() -> None:
     assert continual.learner.model is module.net
 
 
+def test_rows_go_into_the_network_as_the_loop_gave_them() -> None:
+    class Images(Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kinds.append((x.dtype, int(x.max())))
+            return self.net(x.float() / 255)
+
+    kinds: list[tuple[torch.dtype, int]] = []
+    x = torch.full((32, 6), 200, dtype=torch.uint8)
+    trainer(Continual([EWC(strength=1), Replay(10)])).fit(Images(), loader((x, TASKS[0][1])))
+    assert len(kinds) > 4 + 3  # four steps, remembered rows in three of them, and importances
+    assert set(kinds) == {(torch.uint8, 200)}
+
+
 def test_importances_are_of_the_batches_that_were_trained_on() -> None:
     module, methods = Module(), [EWC(strength=1)]
     trainer(Continual(methods), limit_train_batches=2).fit(module, loader(TASKS[0]))

@@ -222,12 +222,17 @@ def padded(rows: Any) -> Rows:
 @pytest.mark.parametrize("name", ["replay", "derpp", "ewc", "lwf"])
 def test_rows_of_different_lengths(name: str) -> None:
     model, continual = bert(), Continual(BOTH[name](), length=9)
+    lengths = []
+    model.register_forward_pre_hook(
+        lambda _, args, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
     for seed in (0, 1):
         runner = trainer(model, ragged(seed), continual, per_device_train_batch_size=3)
         runner.data_collator = collate
         runner.train()
     reference = by_learner(bert(), [padded(ragged(0)), padded(ragged(1))], BOTH[name](), SGD, size=3)
     torch.testing.assert_close(theta(model), theta(reference.model), rtol=0, atol=1e-4)
+    assert max(lengths) <= 6
     if name == "replay":
         assert continual.methods[0].buffer.view("x")["input_ids"].shape[1] == 9
 
