@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perdure.methods.agem import AGEM
     from perdure.methods.base import Method
+    from perdure.methods.bic import BiC
     from perdure.methods.der import DER
     from perdure.methods.derpp import DERpp
     from perdure.methods.er_ace import ERACE
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from perdure.methods.si import SI
     from perdure.methods.spg import SPG
     from perdure.methods.vcl import VCL
+    from perdure.methods.wa import WA
 
 _HOMES = {
     "AGEM": "agem",
@@ -47,6 +49,8 @@ _HOMES = {
     "MIR": "mir",
     "GDumb": "gdumb",
     "ICaRL": "icarl",
+    "WA": "wa",
+    "BiC": "bic",
     "Method": "base",
     "MomentumKD": "momentum_kd",
     "Replay": "replay",
@@ -66,6 +70,8 @@ __all__ = [
     "SI",
     "SPG",
     "VCL",
+    "WA",
+    "BiC",
     "DERpp",
     "GDumb",
     "ICaRL",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from perdure.data.examples import Examples
 from perdure.data.joined import JoinedExamples
-from perdure.errors import DataError, UsageError
+from perdure.errors import DataError, IncompatibleError, UsageError
 from perdure.memory.selection import herding
 from perdure.methods.base import Method, check_count
 from perdure.methods.features import features_of
@@ -44,8 +44,8 @@ class Exemplars:
         """Keep the first `quota` rows of every class."""
         self.rows = {label: tree_map(lambda leaf: leaf[:quota].clone(), x) for label, x in self.rows.items()}
 
-    def examples(self, chosen: Mapping[int, slice] | None = None) -> Examples | None:
-        """The rows as one set of examples, class after class; `chosen` says which rows of a class. None if empty."""
+    def examples(self, chosen: Mapping[int, Tensor] | None = None) -> Examples | None:
+        """The rows as one set of examples, class after class, or `chosen` rows [m] of each; None if there are none."""
         parts = {label: x if chosen is None else take(x, chosen[label]) for label, x in sorted(self.rows.items())}
         parts = {label: x for label, x in parts.items() if rows(x)}
         if not parts:
@@ -98,6 +98,11 @@ class ExemplarMethod(Method):
 
     def own_data(self, task: Task) -> Examples:
         """The task's own examples, checked."""
+        if self.learner.forward.depends_on_task:
+            raise IncompatibleError(
+                f"'{self.name}' compares the outputs of all classes at once, and this model gives other answers for "
+                "other tasks; use one head for all classes, wide or growing"
+            )
         data = task.train
         if not isinstance(data, Examples):
             raise UsageError(
