@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import perdure
-from benchmarks import avalanche, jobs, passes, steps
+from benchmarks import avalanche, jobs, passes, selection, steps
 from benchmarks.cases import cases
 from benchmarks.rows import HEAD, Row
 from perdure.errors import PerdureWarning
@@ -74,6 +74,7 @@ def measured() -> Iterator[Row]:
         yield from steps.rows(case)
         yield from passes.fisher(case)
     yield from passes.evaluation(first)
+    yield from selection.rows()
 
 
 def main() -> int:

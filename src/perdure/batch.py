@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ class Source:
         Whatever the method that added the rows wants to find again (stored logits, ...), row by row.
     whole
         Rows of this source in the whole batch, when this is a piece of it (gradient accumulation).
+    raw
+        The inputs as they came, where `x` is an augmented view of them: what a memory stores. None: they are `x`.
     """
 
     name: str
@@ -48,10 +50,16 @@ class Source:
     allowed: Allowed = None
     extras: dict[str, Any] = field(default_factory=dict)
     whole: int | None = None
+    raw: Any = None
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.size = rows(self.x)
+
+    @property
+    def stored(self) -> Any:
+        """The inputs as a memory keeps them: without augmentation."""
+        return self.x if self.raw is None else self.raw
 
     def piece(self, index: slice) -> Source:
         """Some rows of this source, which remember how many there were."""
@@ -63,6 +71,7 @@ class Source:
             allowed=self.allowed[index] if isinstance(self.allowed, Tensor) else self.allowed,
             extras=take(self.extras, index),
             whole=self.whole or self.size,
+            raw=None if self.raw is None else take(self.raw, index),
         )
 
 
@@ -79,6 +88,8 @@ class Batch:
         Whether the current rows are seen for the first time (a buffer stores them then and only then).
     pooled
         Rows without a share in the whole batch, when this is a piece of it; a piece may lack a small source.
+    augment
+        What changes remembered inputs at random, as it changed the current ones; None: nothing does.
     """
 
     def __init__(
@@ -88,12 +99,14 @@ class Batch:
         index: Tensor | None = None,
         first_pass: bool = True,
         pooled: int | None = None,
+        augment: Callable[[Any], Any] | None = None,
     ) -> None:
         self.sources = sources
         self.task = task
         self.index = index
         self.first_pass = first_pass
         self.pooled = pooled
+        self.augment = augment
         self._parts: tuple[Tensor, dict[str, Tensor]] | None = None
 
     @classmethod
@@ -115,14 +128,18 @@ class Batch:
 
     def with_sources(self, *sources: Source) -> Batch:
         """The same step with other sources."""
-        return Batch(sources, self.task, self.index, self.first_pass, self.pooled)
+        return Batch(sources, self.task, self.index, self.first_pass, self.pooled, self.augment)
+
+    def augmented(self, x: Any) -> Any:
+        """Remembered inputs, changed at random if this run augments its inputs."""
+        return x if self.augment is None else self.augment(x)
 
     def add(self, name: str, x: Any, y: Any, **options: Any) -> Batch:
         """This batch and a new source behind it; the options are those of `Source`. A taken name is an error."""
         if self.find(name) is not None:
             raise UsageError(f"the batch has a source '{name}' already; give the second one another name")
         source = Source(name, x, y, **options)
-        return Batch((*self.sources, source), self.task, self.index, self.first_pass, self.pooled)
+        return self.with_sources(*self.sources, source)
 
     def names(self) -> list[str]:
         return [source.name for source in self.sources]

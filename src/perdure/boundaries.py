@@ -129,7 +129,7 @@ class Boundaries:
             )
         self._open_classes(columns)
         if self.rows is not None and batch.first_pass:
-            self.rows.add({"x": batch.now.x, "y": batch.now.y, "step": step})
+            self.rows.add({"x": batch.now.stored, "y": batch.now.y, "step": step})
         boundary = self.watch.observe(value)
         if boundary is not None:
             self._change_task(boundary)

@@ -1,14 +1,20 @@
 """State on disk: a tree of plain values and tensors becomes `state.json` beside `tensors.safetensors`, never pickle.
 
 A checkpoint is a folder. It is written under another name, flushed to disk and renamed, so it is there as a whole or
-not at all; both files carry checksums, so damage anywhere is noticed before anything is loaded.
+not at all; all files carry checksums, so damage anywhere is noticed before anything is loaded.
+
+A tensor that is itself a file (a column of a buffer with storage="mapped") becomes a further file, `rows-0.bin` and so
+on: its filled rows are copied block by block, and come back as a file that is read where it is touched, so that neither
+needs the memory for them. Every checkpoint has a copy of its own on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perdure.errors import CheckpointError, StorageError
+from perdure.mapped import blocks, is_mapped, row_bytes
 
-FORMAT = 1
+FORMAT = 2  # with files of rows; without them, 1 is written
 _STATE, _TENSORS = "state.json", "tensors.safetensors"
 
 
@@ -47,12 +54,15 @@ def save_state(path: str | Path, state: Any) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(tensors, partial / _TENSORS)
+        save_file({place: t for place, t in tensors.items() if not is_mapped(t)}, partial / _TENSORS)
+        files = _write_rows({place: t for place, t in tensors.items() if is_mapped(t)}, partial)
         body = json.dumps(tree, sort_keys=True, allow_nan=True)
-        head = {"format": FORMAT, "kind": "perdure", "tensors_sha256": _digest(partial / _TENSORS)}
+        head = {"format": 1, "kind": "perdure", "tensors_sha256": _digest(partial / _TENSORS)}
+        if files:
+            head |= {"format": FORMAT, "files": files}
         text = json.dumps(head | {"state_sha256": _digest_text(body, head), "state": body}, indent=1)
         (partial / _STATE).write_text(text, encoding="utf-8")
-        for file in (partial / _TENSORS, partial / _STATE):
+        for file in partial.iterdir():
             _flush(file)
         _flush(partial)
         _swap(partial, path)
@@ -79,15 +89,19 @@ def load_state(path: str | Path, device: str | torch.device = "cpu") -> Any:
         raise CheckpointError(
             f"checkpoint {path} is damaged: {_STATE} does not match its checksum; load an earlier one"
         )
-    try:
-        found = _digest(path / _TENSORS)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} is incomplete: {_reason(error)}; load an earlier one") from error
-    if found != head["tensors_sha256"]:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged: {_TENSORS} does not match its checksum; load an earlier one"
-        )
+    sums = {_TENSORS: head["tensors_sha256"]}
+    sums |= {entry["file"]: entry["sha256"] for entry in head.get("files", {}).values()}
+    for name, expected in sums.items():
+        try:
+            found = _digest(path / name)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {path} is incomplete: {_reason(error)}; load an earlier one") from error
+        if found != expected:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {name} does not match its checksum; load an earlier one"
+            )
     tensors = load_file(path / _TENSORS, device=str(device))
+    tensors |= {place: _mapped_rows(path, entry).to(device) for place, entry in head.get("files", {}).items()}
     return _decode(json.loads(head["state"]), tensors)
 
 
@@ -127,7 +141,7 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
-        tensors[place] = value.detach().to("cpu").contiguous().clone()
+        tensors[place] = value.detach() if is_mapped(value) else value.detach().to("cpu").contiguous().clone()
         return {"$": "tensor", "at": place}
     if isinstance(value, torch.Generator):
         tensors[place] = value.get_state().clone()
@@ -174,12 +188,35 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
+def _write_rows(tensors: dict[str, Tensor], folder: Path) -> dict[str, Any]:
+    """Write each tensor's bytes to a file of its own; returns what is needed to read them, by place in the tree."""
+    found: dict[str, Any] = {}
+    for number, (place, tensor) in enumerate(tensors.items()):
+        name = f"rows-{number}.bin"
+        with (folder / name).open("wb") as file:
+            for part in blocks(len(tensor), row_bytes(tensor)):
+                file.write(tensor[part].contiguous().view(-1).view(torch.uint8).numpy().data)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        found[place] = {
+            "file": name, "dtype": dtype, "shape": list(tensor.shape), "sha256": _digest(folder / name)
+        }  # fmt: skip
+    return found
+
+
+def _mapped_rows(folder: Path, entry: dict[str, Any]) -> Tensor:
+    """The tensor in a file of rows, of which changes stay in memory."""
+    shape, dtype = entry["shape"], getattr(torch, entry["dtype"])
+    count = math.prod(shape)
+    if not count:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.from_file(str(folder / entry["file"]), shared=False, size=count, dtype=dtype).view(shape)
+
+
 def _refuse_to_replace(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise StorageError(f"cannot save {path}: there is a file of that name; choose another folder")
-    others = (
-        sorted(entry.name for entry in path.iterdir() if entry.name not in (_STATE, _TENSORS)) if path.is_dir() else []
-    )
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    others = [name for name in names if name not in (_STATE, _TENSORS) and not re.fullmatch(r"rows-\d+\.bin", name)]
     if others:
         raise StorageError(
             f"cannot save {path}: it holds '{others[0]}', which a checkpoint would replace; choose a folder of its own"
@@ -215,7 +252,8 @@ def _digest(file: Path) -> str:
 
 
 def _digest_text(body: str, head: dict[str, Any]) -> str:
-    return hashlib.sha256(f"{head['format']} {head['tensors_sha256']} {body}".encode()).hexdigest()
+    files = json.dumps(head["files"], sort_keys=True) + " " if "files" in head else ""
+    return hashlib.sha256(f"{head['format']} {head['tensors_sha256']} {files}{body}".encode()).hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from perdure.augment import Augment, as_augment
 from perdure.batch import Allowed, Batch, Source
 from perdure.boundaries import Boundaries, as_boundaries
 from perdure.classes import ClassTable
@@ -29,6 +30,7 @@ from perdure.methods.side_passes import eval_mode
 from perdure.models.heads import open_columns
 from perdure.optimizers import Factory, Optimizers
 from perdure.parameters import ParameterVector, Remap
+from perdure.seeding import generator
 from perdure.streams.task import Stream, Task
 from perdure.tree import as_tensors, rows, take, to_device
 
@@ -67,6 +69,10 @@ class Learner:
         Memory format of images; by default on for models with convolutions.
     active_classes
         Columns in the training loss of class-incremental streams: "all" from the start, or those "seen" so far.
+    augment
+        Random changes of the inputs of every training step, of current and remembered rows alike: "flip", "crop" (by up
+        to 4 pixels), "crop_flip", or a function `(x, generator) -> x` of stored rows. Memories store what came before
+        it. Evaluation, importance and selection see no augmentation.
     boundaries
         A detector, such as `perdure.detection.PageHinkley()` or its name, that finds where tasks end: the learner then
         begins and ends them itself, and nobody announces any. See `perdure.boundaries.Boundaries`.
@@ -101,6 +107,7 @@ class Learner:
         micro_batches: int = 1,
         channels_last: bool | None = None,
         active_classes: str = "all",
+        augment: Augment | str | None = None,
         boundaries: Boundaries | Detector | str | None = None,
     ) -> None:
         if micro_batches < 1:
@@ -131,6 +138,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.forward = Forward(model, self.parameters.theta, precision, channels_last)
         self.criterion = Criterion(criterion)
+        self.augment = as_augment(augment)
+        self.augment_generator = generator(seed, "augment")
         self.classes = ClassTable(active_classes, self.device)
         self.scenario: str | None = None
         self.methods = sorted(methods, key=lambda method: method.name)
@@ -186,6 +195,9 @@ class Learner:
         if not self.parameters.intact():
             self.follow_model()
         batch = Batch.current(self._on_device(x), self._on_device(y), self.task_index, index, first_pass)
+        if self.augment is not None:
+            now = replace(batch.now, x=self._augmented(batch.now.x), raw=batch.now.x)
+            batch = Batch((now,), batch.task, index, first_pass, augment=self._augmented)
         if self.hooks["step"]:
             loss, outputs = self.hooks["step"][0].step(batch), None
         else:
@@ -202,6 +214,10 @@ class Learner:
         if self.boundaries is not None:
             self.boundaries.after_step(batch, outputs, loss)
         return loss
+
+    def _augmented(self, x: Any) -> Any:
+        assert self.augment is not None
+        return self.augment(x, self.augment_generator)
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Accumulate gradients in every `p.grad`; returns the detached loss and outputs of the whole batch."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from perdure import registry
+from perdure.augment import AUGMENTS, name_of
 from perdure.boundaries import boundaries_like
 from perdure.checkpoint import is_checkpoint, load_state, save_state
 from perdure.data.examples import describe
@@ -46,6 +47,7 @@ def learner_state(learner: Learner) -> dict[str, Any]:
             "channels_last": learner.forward.channels_last,
             "active_classes": learner.classes.active,
         },
+        "augment": {"name": name_of(learner.augment), "generator": learner.augment_generator.get_state()},
         "own": {"criterion": learner.criterion.function is not None, "prepare": _described(learner.forward.prepare)},
         "tasks_begun": learner.tasks_begun,
         "task": None if learner.task is None else [learner.task.index, learner.task.name, list(learner.task.classes)],
@@ -108,6 +110,8 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
         learner.resize(Remap(saved_layout, learner.parameters.layout))
     learner.classes.load_state_dict(state["classes"])
     learner.scenario = state["scenario"]
+    if "augment" in state:
+        learner.augment_generator.set_state(state["augment"]["generator"].cpu())
     learner.tasks_begun, learner.progress = state["tasks_begun"], state["progress"]
     learner.passes = dict(state["passes"])
     learner.task = None
@@ -146,6 +150,12 @@ def load_learner(cls: type[Learner], folder: str | Path, model: nn.Module, **opt
         options.setdefault(name, value)
     if saved["own"]["criterion"] and options.get("criterion") is None:
         raise UsageError("the saved learner had a criterion of its own, which a folder cannot hold; pass criterion=")
+    augment = saved.get("augment", {}).get("name")
+    if augment not in (None, *AUGMENTS) and options.get("augment") is None:
+        raise UsageError(
+            f"the saved learner augmented its inputs by '{augment}', which a folder cannot hold; pass augment="
+        )
+    options.setdefault("augment", augment)
     prepare = options.pop("prepare", None)
     learner = cls(model, **options)
     learner.forward.prepare = prepare or _known_prepare(saved["own"]["prepare"])

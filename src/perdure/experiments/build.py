@@ -77,6 +77,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         clip_value=train.clip_value,
         micro_batches=train.micro_batches,
         active_classes=train.active_classes,
+        augment=train.augment,
         boundaries=boundaries_of(experiment.boundaries),
     )
     learner.adopt(stream)

@@ -29,7 +29,8 @@ class Train:
 
     `steps` counts updates a task and replaces `epochs`; `lr` left out is that of the preset, or the usual one
     of another optimizer; `fused` (torch's one kernel a step) left out is true where the preset names it, with the
-    preset's optimizer; without `eval_future` tasks are evaluated only once they have come.
+    preset's optimizer; without `eval_future` tasks are evaluated only once they have come; `augment` changes the
+    inputs of every step at random, current and remembered ones alike.
     """
 
     epochs: int = 1
@@ -46,6 +47,7 @@ class Train:
     clip_value: float | None = None
     micro_batches: int = 1
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    augment: Literal["flip", "crop", "crop_flip"] | None = None
     active_classes: Literal["all", "seen"] = "all"
     evaluate_every: int | None = None
     eval_future: bool = True

@@ -3,6 +3,8 @@
 from perdure.memory.buffer import Buffer
 from perdure.memory.class_balanced import ClassBalanced
 from perdure.memory.greedy_balanced import GreedyBalanced
+from perdure.memory.loss_aware import LossAware
+from perdure.memory.ranked import Ranked
 from perdure.memory.reading import Balanced, ReadingPolicy, Uniform
 from perdure.memory.reservoir import Reservoir
 from perdure.memory.ring import Ring
@@ -13,6 +15,8 @@ __all__ = [
     "Buffer",
     "ClassBalanced",
     "GreedyBalanced",
+    "LossAware",
+    "Ranked",
     "ReadingPolicy",
     "Reservoir",
     "Ring",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from perdure.errors import DataError, UnknownNameError, UsageError
+from perdure.mapped import blocks, mapped_zeros, row_bytes
 from perdure.memory.class_balanced import ClassBalanced
 from perdure.memory.columns import OnDevices, padded, pairs, present, span
 from perdure.memory.greedy_balanced import GreedyBalanced
+from perdure.memory.loss_aware import LossAware
+from perdure.memory.ranked import Ranked
 from perdure.memory.reading import Balanced, ReadingPolicy, Uniform
 from perdure.memory.reservoir import Reservoir
 from perdure.memory.ring import Ring
@@ -28,6 +32,10 @@ WRITING: dict[str, Callable[[], WritingPolicy]] = {
     "greedy_balanced": GreedyBalanced,
     "ring": Ring,
     "class_ring": lambda: Ring("y"),
+    "loss_aware": LossAware,
+    "herding": lambda: Ranked("herding"),
+    "nearest_mean": lambda: Ranked("nearest_mean"),
+    "k_center": lambda: Ranked("k_center"),
 }
 READING: dict[str, Callable[[], ReadingPolicy]] = {
     "uniform": Uniform,
@@ -49,7 +57,8 @@ class Buffer:
         Rows held at most; 0 stores nothing; None if only `bytes_budget` limits the size.
     writing
         "reservoir" (default), "class_balanced", "task_balanced", "greedy_balanced", "ring" (the newest of every task),
-        "class_ring", or a policy object.
+        "class_ring", "loss_aware" (needs a column "loss"), "herding", "nearest_mean", "k_center" (rows are added in
+        the order of their rank), or a policy object.
     reading
         "uniform" (default), "class_balanced", "task_balanced", or a policy object. All without replacement.
     seed
@@ -58,6 +67,11 @@ class Buffer:
         The columns together take at most this many bytes; the capacity becomes what fits.
     device
         Where the columns live; by default where the first rows are.
+    storage
+        "memory", or "mapped": the columns are files without a name in `folder`, of which the system keeps in memory
+        what is in use. For buffers larger than memory, on the CPU. Contents and draws are the same bit for bit.
+    folder
+        Where mapped columns are; the space is claimed when the first rows come.
 
     Raises
     ------
@@ -81,12 +95,24 @@ class Buffer:
         seed: int | tuple[Part, ...] = 0,
         bytes_budget: int | None = None,
         device: str | torch.device | None = None,
+        storage: str = "memory",
+        folder: str | Path | None = None,
     ) -> None:
         if capacity is None and bytes_budget is None:
             raise UsageError("a buffer needs a capacity in rows or a bytes_budget; give one of them")
         for argument, value in (("capacity", capacity), ("bytes_budget", bytes_budget)):
             if value is not None and value < 0:
                 raise UsageError(f"buffer {argument} is {value}, it must be 0 or more")
+        if storage not in ("memory", "mapped") or (storage == "mapped") == (folder is None):
+            raise UsageError(
+                f"buffer storage is '{storage}' with folder {folder}; it must be 'memory' without a folder, or "
+                "'mapped' with the folder for its files"
+            )
+        if storage == "mapped" and device is not None and torch.device(device).type != "cpu":
+            raise UsageError(f"mapped columns are on the CPU, not on {device}; leave out device, or storage='mapped'")
+        self.folder = None if folder is None else Path(folder).absolute()
+        if self.folder is not None:
+            device = "cpu"
         self.bytes_budget = bytes_budget
         self.device = None if device is None else torch.device(device)
         self.writing = _policy("writing", writing, WRITING, WritingPolicy)
@@ -239,20 +265,28 @@ class Buffer:
             self._widen(other.columns["logits"].shape[1])
         capacity = self._capacity or 0
         mine, theirs = self.writing.merge(self, other, capacity, self._writer)
-        taken = other.take(torch.tensor(theirs, dtype=torch.int64))
         self._keep(mine, capacity)
         self._filled += len(theirs)
-        if theirs:
-            slots = torch.arange(len(mine), self._filled)
+        for part in blocks(len(theirs), other.row_bytes()):
+            taken = other.take(torch.tensor(theirs[part], dtype=torch.int64))
+            slots = torch.arange(len(mine) + part.start, len(mine) + part.stop)
             valid = taken.pop("valid", None)
-            self._write(slots, None, taken, len(theirs))
+            self._write(slots, None, taken, len(slots))
             if valid is not None:
                 self.columns["valid"][slots.to(valid.device)] = valid.to(self.columns["valid"].device)
                 self.uneven |= other.uneven
         self.seen += other.seen
 
     def to(self, device: str | torch.device) -> Buffer:
-        """Move all columns, and those of later additions, to a device."""
+        """Move all columns, and those of later additions, to a device.
+
+        Raises
+        ------
+        UsageError
+            If the columns are files.
+        """
+        if self.folder is not None:
+            raise UsageError(f"the buffer's columns are files in {self.folder}, which cannot move to {device}")
         self.device = torch.device(device)
         self.columns = {name: tree_map(lambda leaf: leaf.to(device), tree) for name, tree in self.columns.items()}
         return self
@@ -260,6 +294,10 @@ class Buffer:
     def bytes(self) -> int:
         """Bytes reserved by all columns, filled or not."""
         return sum(leaf.numel() * leaf.element_size() for tree in self.columns.values() for leaf in leaves(tree))
+
+    def row_bytes(self) -> int:
+        """Bytes of one row in all columns."""
+        return sum(row_bytes(leaf) for tree in self.columns.values() for leaf in leaves(tree))
 
     def stats(self) -> dict[str, Any]:
         """Capacity, rows held and seen, bytes, and how many rows there are of each class and of each task."""
@@ -293,8 +331,7 @@ class Buffer:
         """How many rows the limit and the budget allow."""
         if self.bytes_budget is None:
             return self._limit or 0
-        tensors = [leaf for tree in self.columns.values() for leaf in leaves(tree)]
-        row = sum(leaf.shape[1:].numel() * leaf.element_size() for leaf in tensors)
+        row = self.row_bytes()
         fitting = self.bytes_budget // max(row, 1)
         if not fitting and self.bytes_budget and self._limit != 0:
             raise UsageError(f"bytes_budget is {self.bytes_budget}, one row takes {row} bytes; give at least that")
@@ -303,7 +340,10 @@ class Buffer:
     def _widen(self, width: int) -> None:
         column = self.columns["logits"]
         if width > column.shape[1]:
-            self.columns["logits"] = padded(column, width)
+            wider = self._zeros(column, (column.shape[0], width, *column.shape[2:]))
+            for part in blocks(self._filled, row_bytes(wider)):
+                wider[part] = padded(column[part], width)
+            self.columns["logits"] = wider
             self.uneven |= self._filled > 0
             if self.bytes_budget is not None:
                 self._change_capacity(self._fitting())
@@ -318,28 +358,42 @@ class Buffer:
         lengths = {leaf.shape[0] for tree in self.columns.values() for leaf in leaves(tree)}
         if lengths == {capacity} and slots == list(range(self._filled)):
             return
-        index = OnDevices(torch.tensor(slots, dtype=torch.int64))
+        self.columns = self._copied(self.columns, torch.tensor(slots, dtype=torch.int64), capacity)
+        self._capacity, self._filled = capacity, len(slots)
+
+    def _copied(self, columns: Mapping[str, Any], slots: Tensor, capacity: int) -> dict[str, Any]:
+        """New columns of `capacity` rows that begin with those in `slots`."""
+        index = OnDevices(slots)
 
         def moved(leaf: Tensor) -> Tensor:
-            fresh = leaf.new_zeros((capacity, *leaf.shape[1:]))
-            if slots:
-                fresh[: len(slots)] = leaf.index_select(0, index.on(leaf.device))
+            fresh = self._zeros(leaf, (capacity, *leaf.shape[1:]))
+            for part in blocks(len(slots), row_bytes(leaf)):
+                fresh[part] = leaf.index_select(0, index.on(leaf.device)[part])
             return fresh
 
-        self.columns = {name: tree_map(moved, column) for name, column in self.columns.items()}
-        self._capacity, self._filled = capacity, len(slots)
+        return {name: tree_map(moved, column) for name, column in columns.items()}
+
+    def _zeros(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if self.folder is None:
+            return like.new_zeros(shape, device=self.device)
+        return mapped_zeros(shape, like.dtype, self.folder)
 
     # -- state --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The filled rows, both generators, the policies' state and the counts."""
+        """The filled rows, both generators, the policies' state and the counts.
+
+        The rows are copies; those of mapped columns are the rows themselves, to be written to disk before the buffer
+        changes (`save_state` copies them file to file, without the memory for them).
+        """
+        copied = Tensor.clone if self.folder is None else Tensor.detach
         return {
             "capacity": self._capacity,
             "limit": self._limit,
             "seen": self.seen,
             "filled": self._filled,
             "uneven": self.uneven,
-            "columns": {name: tree_map(Tensor.clone, self.view(name)) for name in self.columns},
+            "columns": {name: tree_map(copied, self.view(name)) for name in self.columns},
             "devices": {name: str(leaves(column)[0].device) for name, column in self.columns.items()},
             "write_generator": self._writer.get_state(),
             "read_generator": self._reader.get_state(),
@@ -362,15 +416,16 @@ class Buffer:
         self._writer.set_state(state["write_generator"].cpu())
         self._reader.set_state(state["read_generator"].cpu())
         self.seen, self._limit = int(state["seen"]), state["limit"]
+        self._filled, self._capacity = int(state["filled"]), state["capacity"]
         self.columns = {}
         for name, column in state["columns"].items():
             device = self.device or present(state["devices"][name])
             self.columns[name] = tree_map(lambda leaf, device=device: leaf.to(device), column)  # type: ignore[misc]
         self._names = {name: None for name in self.columns if name != "valid"}
         self.uneven = bool(state["uneven"])
-        self._filled, self._capacity = int(state["filled"]), state["capacity"]
         if self.columns:
-            self._keep(list(range(self._filled)), int(state["capacity"]))
+            # Never the tensors of the state themselves: somebody else may load it too.
+            self.columns = self._copied(self.columns, torch.arange(self._filled), int(state["capacity"]))
 
 
 def _selected(column: Any, index: OnDevices) -> Any:

@@ -11,41 +11,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perdure.errors import ModelError
-from perdure.methods.base import Method, check_value
-from perdure.methods.replay import add_drawn, check_buffer, columns_of, draw_size, make_buffer
+from perdure.methods.base import check_value
+from perdure.methods.replay import Remembering, add_drawn, draw_size
 from perdure.registry import register
 
 if TYPE_CHECKING:
     from perdure.batch import Batch
-    from perdure.learner import Learner
 
 
-class LogitMemory(Method):
-    """What DER and DER++ share: a buffer of the examples with the logits that they had when they were new."""
+class LogitMemory(Remembering):
+    """What DER and DER++ share: a buffer of the examples with the logits that they had when they were stored."""
 
-    capacity: int | None
     alpha: float
-    ratio: float
-    batch_size: int | None
 
     paper: ClassVar[str] = "Buzzega et al. 2020, arXiv 2004.07211"
-    stores_examples: ClassVar[bool] = True
+    stores_logits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_buffer(self)
+        super().__post_init__()
         check_value(self.name, "alpha", self.alpha)
-        check_value(self.name, "ratio", self.ratio)
-
-    def has(self, hook: str) -> bool:
-        return super().has(hook) and 0 not in (self.capacity, self.ratio, self.batch_size)
-
-    def setup(self, learner: Learner) -> None:
-        super().setup(learner)
-        self.buffer = make_buffer(self)
-
-    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
-        if batch.first_pass and outputs is not None:
-            self.buffer.add({**columns_of(batch.now, batch.task), "logits": outputs[: batch.now.size]})
 
 
 @register("der")
@@ -54,7 +38,7 @@ class DER(LogitMemory):
     """Keep the logits of remembered examples where they were when the example was stored.
 
     loss += alpha * mean over rows and columns of (z - z_stored)^2. z_stored are the logits of the forward pass of the
-    very step in which the example was new, and are never refreshed.
+    very step in which the example was new (of its task's end, where examples are chosen then), and are never refreshed.
 
     Buzzega et al. 2020, arXiv 2004.07211.
 
@@ -64,7 +48,7 @@ class DER(LogitMemory):
         Examples kept in total; 0 switches the method off. None with `bytes_budget`.
     alpha
         Weight of the term; 0 switches it off.
-    ratio, batch_size, writing, reading, bytes_budget
+    ratio, batch_size, writing, reading, bytes_budget, folder
         See `Replay`.
     forward
         "separate" (published) or "joint".
@@ -78,10 +62,12 @@ class DER(LogitMemory):
     reading: str = "uniform"
     forward: str = "separate"
     bytes_budget: int | None = None
+    folder: str | None = None
 
     summary: ClassVar[str] = "replay past examples towards the logits they had when they were new"
     use_when: ClassVar[str] = "as replay; stronger with small buffers, works without task boundaries"
     cost: ClassVar[str] = "time: 1 + ratio times a step; memory: capacity examples and their logits"
+    draws: ClassVar[tuple[str, ...]] = ("der",)
 
     def on_batch(self, batch: Batch) -> Batch:
         if not self.alpha or not len(self.buffer):
@@ -90,6 +76,7 @@ class DER(LogitMemory):
         return add_drawn(batch, "der", drawn, self.forward, share=0.0)
 
     def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
+        super().loss(batch, outputs)
         return logit_loss(batch, "der", outputs, self.alpha)
 
 

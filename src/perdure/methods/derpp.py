@@ -34,7 +34,7 @@ class DERpp(LogitMemory):
         Weights of the logit term and of the label term.
     shared_draw
         Use one draw for both terms: a different, cheaper algorithm.
-    ratio, batch_size, writing, reading, bytes_budget
+    ratio, batch_size, writing, reading, bytes_budget, folder
         See `Replay`; each draw has this size.
     forward
         "separate" (published) or "joint".
@@ -50,12 +50,15 @@ class DERpp(LogitMemory):
     reading: str = "uniform"
     forward: str = "separate"
     bytes_budget: int | None = None
+    folder: str | None = None
 
     summary: ClassVar[str] = "replay past examples towards their stored logits and their labels"
     use_when: ClassVar[str] = (
         "some old examples may be kept: usually the best simple method, without task boundaries too"
     )
     cost: ClassVar[str] = "time: 1 + 2 ratio times a step; memory: capacity examples and their logits"
+
+    draws: ClassVar[tuple[str, ...]] = ("derpp_logits", "derpp_labels")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,9 +74,10 @@ class DERpp(LogitMemory):
             batch = add_drawn(batch, "derpp_logits", self.buffer.sample(size), self.forward, share=0.0)
         if self.beta:
             drawn = self.buffer.sample(size)
-            labelled = {name: drawn[name] for name in ("x", "y", "task", "slot")}
+            labelled = {name: column for name, column in drawn.items() if name not in ("logits", "valid")}
             batch = add_drawn(batch, "derpp_labels", labelled, self.forward, share=self.beta)
         return batch
 
     def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
+        super().loss(batch, outputs)
         return logit_loss(batch, "derpp_logits", outputs, self.alpha)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from perdure.methods.base import check_value
 from perdure.methods.distillation import SnapshotDistillation, scale_shares
-from perdure.methods.exemplars import ExemplarMethod
+from perdure.methods.exemplar_lists import ExemplarMethod
 
 if TYPE_CHECKING:
     from perdure.batch import Batch

@@ -14,7 +14,7 @@ from perdure.criterion import Criterion
 from perdure.data.examples import Examples
 from perdure.errors import UsageError
 from perdure.methods.base import check_choice, check_value
-from perdure.methods.exemplars import ExemplarMethod
+from perdure.methods.exemplar_lists import ExemplarMethod
 from perdure.methods.frozen import Tensors, frozen_copy, run_frozen
 from perdure.registry import register
 from perdure.tree import tree_map

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from perdure.errors import UsageError
 from perdure.memory.buffer import Buffer
+from perdure.memory.ranked import SELECTIONS
 from perdure.memory.task_memory import TaskMemory
 from perdure.methods.base import Method, check_choice, check_count, check_value
+from perdure.methods.exemplars import choose_examples
 from perdure.registry import register
 from perdure.seeding import derive
 from perdure.tree import leaves, to_device
@@ -23,9 +26,80 @@ if TYPE_CHECKING:
 FORWARDS = ("joint", "separate")
 
 
+class Remembering(Method):
+    """What methods with one buffer share: how it is filled, by any writing policy.
+
+    Rows are stored once, after the step in which they are new. A policy that chooses by features (`SELECTIONS`) gets
+    them when their task ends instead; "loss_aware" is told the loss of every row that a step has seen.
+    """
+
+    capacity: int | None
+    ratio: float
+    batch_size: int | None
+    writing: str
+    bytes_budget: int | None
+
+    stores_examples: ClassVar[bool] = True
+    stores_logits: ClassVar[bool] = False
+    draws: ClassVar[tuple[str, ...]] = ()  # names of the sources that come from the buffer
+    transient: ClassVar[tuple[str, ...]] = ("needs_boundaries", "needs_task_data")
+
+    def __post_init__(self) -> None:
+        check_buffer(self)
+        check_value(self.name, "ratio", self.ratio)
+        if self.selects:
+            self.needs_boundaries = self.needs_task_data = True  # type: ignore[misc]
+
+    @property
+    def selects(self) -> bool:
+        """Whether rows are chosen by their features when a task ends."""
+        return self.writing in SELECTIONS
+
+    def has(self, hook: str) -> bool:
+        off = 0 in (self.capacity, self.ratio, self.batch_size)
+        if hook == ("after_step" if self.selects else "end_task"):
+            return False
+        own = type(self).loss is not Remembering.loss or self.writing == "loss_aware"
+        return super().has(hook) and (hook != "loss" or own) and not off
+
+    def setup(self, learner: Learner) -> None:
+        super().setup(learner)
+        self.buffer = make_buffer(self)
+
+    def loss(self, batch: Batch, outputs: Tensor) -> Tensor | None:
+        if self.writing == "loss_aware":
+            for name in self.draws:
+                source = batch.find(name)
+                if source is not None:
+                    losses = self._losses(source, batch.part(name, outputs))
+                    self.buffer.update(source.extras["slot"], {"loss": losses})
+        return None
+
+    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
+        if batch.first_pass:
+            self.buffer.add(self.columns(batch, outputs))
+
+    def columns(self, batch: Batch, outputs: Tensor | None) -> dict[str, Any]:
+        """What is stored of the current rows."""
+        found = columns_of(batch.now, batch.task)
+        if outputs is not None and self.stores_logits:
+            found["logits"] = outputs[: batch.now.size]
+        if outputs is not None and self.writing == "loss_aware":
+            found["loss"] = self._losses(batch.now, outputs[: batch.now.size])
+        return found
+
+    def end_task(self, task: Task) -> None:
+        choose_examples(self.learner, self.buffer, task, with_logits=self.stores_logits)
+
+    @torch.no_grad()
+    def _losses(self, source: Source, outputs: Tensor) -> Tensor:
+        allowed = self.learner.allowed(source, outputs.shape[-1])
+        return self.learner.criterion.rows(outputs, source.y, allowed)
+
+
 @register("replay")
 @dataclass
-class Replay(Method):
+class Replay(Remembering):
     """Add rows drawn from a buffer of the past to every batch, and keep the buffer a fair sample of the stream.
 
     "pooled": one mean loss over current and remembered rows. "sum": mean over current rows plus `weight` times the
@@ -46,7 +120,11 @@ class Replay(Method):
     weight
         Factor of the remembered rows' mean with "sum".
     writing
-        "reservoir" (every example of the stream is kept with the same probability) or "class_balanced".
+        "reservoir": every example of the stream is kept with the same probability. "class_balanced" and
+        "task_balanced": a reservoir for each class or task. "greedy_balanced": the first of every class. "ring" and
+        "class_ring": the newest of every task or class. "loss_aware": what is learned already makes room. "herding",
+        "nearest_mean" and "k_center": chosen by the model's features when a task ends, as many of every class; these
+        three need task boundaries.
     reading
         "uniform" without replacement, "class_balanced" or "task_balanced".
     forward
@@ -54,8 +132,11 @@ class Replay(Method):
     bytes_budget
         The buffer's size in bytes instead of examples.
     per_class
-        With `capacity=None`: the buffer grows when a task ends, by so many random examples of each of its classes,
-        instead of being a sample of the whole stream at any moment.
+        With `capacity=None`: the buffer grows when a task ends, by so many examples of each of its classes, instead of
+        being a sample of the whole stream at any moment. They are random, or chosen as `writing` says.
+    folder
+        Keep the examples in files without a name in this folder instead of in memory, for buffers that do not fit
+        there. Results are the same; every checkpoint copies what is stored.
     """
 
     capacity: int | None = 1000
@@ -68,12 +149,13 @@ class Replay(Method):
     forward: str = "joint"
     bytes_budget: int | None = None
     per_class: int | None = None
+    folder: str | None = None
 
     summary: ClassVar[str] = "train again on a bounded sample of past examples"
     paper: ClassVar[str] = "Chaudhry et al. 2019, arXiv 1902.10486"
     use_when: ClassVar[str] = "some old examples may be kept: the strong baseline in every scenario"
     cost: ClassVar[str] = "time: 1 + ratio times a step; memory: capacity examples"
-    stores_examples: ClassVar[bool] = True
+    draws: ClassVar[tuple[str, ...]] = ("replay",)
 
     def __post_init__(self) -> None:
         if self.per_class is not None:
@@ -81,19 +163,21 @@ class Replay(Method):
             for other in ("capacity", "bytes_budget"):
                 if getattr(self, other) is not None:
                     raise UsageError(f"{self.name}: {other} and per_class are both given; set {other} to None (null)")
-        check_buffer(self)
-        check_value(self.name, "ratio", self.ratio)
+            check_choice(
+                self.name, "writing with per_class", self.writing, ("reservoir", "class_balanced", *SELECTIONS)
+            )
+        super().__post_init__()
         check_value(self.name, "weight", self.weight)
         check_choice(self.name, "weighting", self.weighting, ("pooled", "sum", "1/t"))
 
     def has(self, hook: str) -> bool:
-        off = 0 in (self.capacity, self.per_class, self.ratio, self.batch_size)
-        at_bounds = self.per_class is not None or hook not in ("begin_task", "end_task")
-        return super().has(hook) and at_bounds and not off
+        grows = self.per_class is not None and not self.selects
+        if hook in ("begin_task", "end_task") and grows:
+            return self.per_class != 0 and self.ratio != 0 and self.batch_size != 0
+        return super().has(hook) and hook != "begin_task" and self.per_class != 0
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
-        self.buffer = make_buffer(self)
         if self.per_class is not None:
             self.incoming = TaskMemory(derive(learner.seed, "buffer", self.name, "incoming"), "class_balanced")
 
@@ -112,18 +196,19 @@ class Replay(Method):
         return add_drawn(batch, "replay", drawn, self.forward, share)
 
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
-        if not batch.first_pass:
-            return
         if self.per_class is None:
-            self.buffer.add(columns_of(batch.now, batch.task))
+            super().after_step(batch, outputs)
         elif self.incoming.current is None:
             raise UsageError(
                 f"{self.name}: per_class needs to know where tasks begin; call begin_task(), or use capacity"
             )
-        else:
+        elif batch.first_pass:
             self.incoming.add(columns_of(batch.now, batch.task))
 
     def end_task(self, task: Task) -> None:
+        if self.selects:
+            choose_examples(self.learner, self.buffer, task, per_class=self.per_class)
+            return
         self.incoming.close()
         while self.incoming.finished:
             rows = self.incoming.finished.pop()
@@ -141,17 +226,22 @@ def check_buffer(method: Any) -> None:
     if method.batch_size is not None:
         check_count(method.name, "batch_size", method.batch_size)
     check_choice(method.name, "forward", method.forward, FORWARDS)
+    if method.writing in (*SELECTIONS, "loss_aware") and not isinstance(method, Remembering):
+        raise UsageError(f"{method.name}: writing='{method.writing}' works with replay, der and derpp; use 'reservoir'")
     Buffer(_capacity(method), bytes_budget=method.bytes_budget, writing=method.writing, reading=method.reading)
 
 
 def make_buffer(method: Any) -> Buffer:
     """The buffer that a method's arguments describe, with generators of the method's own."""
+    folder = getattr(method, "folder", None)
     return Buffer(
         _capacity(method),
         writing=method.writing,
         reading=method.reading,
         seed=derive(method.learner.seed, "buffer", method.name),
         bytes_budget=method.bytes_budget,
+        storage="memory" if folder is None else "mapped",
+        folder=folder,
     )
 
 
@@ -180,11 +270,13 @@ def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, shar
         return batch
     # The buffer may live elsewhere: loaded on another machine, or the model has moved since.
     device = leaves(batch.now.x)[0].device
-    x, y = to_device(drawn.pop("x"), device), to_device(drawn.pop("y"), device)
+    x, y = batch.augmented(to_device(drawn.pop("x"), device)), to_device(drawn.pop("y"), device)
     extras = {key: to_device(value, device) for key, value in drawn.items()}
+    if extras.pop("loss", None) is not None:
+        extras["slot"] = slots  # where the loss of this step will be stored
     return batch.add(name, x, y, share=share, separate=forward == "separate", tasks=tasks, extras=extras)
 
 
 def columns_of(source: Source, task: int | None) -> dict[str, Any]:
     """The columns under which a source's rows are stored; a task of -1 means that none was known."""
-    return {"x": source.x, "y": source.y, "task": -1 if task is None else task}
+    return {"x": source.stored, "y": source.y, "task": -1 if task is None else task}
