@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_problems import sgd, toy_model, toy_stream
+from small_problems import sgd, toy_model, toy_stream, weights
 
 import perdure
 from perdure.checkpoint import load_state, save_state
+from perdure.data.examples import Examples
 from perdure.methods import (
     AGEM,
     DER,
@@ -117,3 +119,23 @@ def test_an_illegal_pair_is_refused_with_both_names(pair: tuple[str, ...]) -> No
     with pytest.raises(perdure.errors.IncompatibleError, match=REFUSED[frozenset(pair)]) as caught:
         learner_of(pair)
     assert all(f"'{OTHERS[name]().name}'" in str(caught.value) for name in pair)
+
+
+@pytest.mark.parametrize("name", ["er_ace", "mir", "gdumb"])
+def test_what_is_remembered_is_augmented_when_it_is_drawn(name: str) -> None:
+    """Inputs moved by one at every draw train as a stream that is moved by one."""
+    stream, found = toy_stream("class"), []
+    for by_hand in (False, True):
+        learner = perdure.Learner(
+            toy_model(), sgd, [OURS[name]()], scenario="class", augment=None if by_hand else lambda x, draw: x + 1
+        )
+        for task in stream:
+            moved = Examples(task.train.x + by_hand, task.train.targets)
+            learner.fit_task(replace(task, train=moved), batch_size=8)
+        method = learner.methods[0]
+        tensors = method.fit().values() if name == "gdumb" else [weights(learner.model)]
+        found.append(torch.cat([tensor.flatten() for tensor in tensors]))
+        stored = method.buffer.view("x") - by_hand
+        originals = torch.cat([task.train.x for task in stream])
+        assert all(bool(torch.isclose(originals, row, atol=1e-5).all(1).any()) for row in stored)
+    assert torch.allclose(found[0], found[1], atol=1e-4)
