@@ -125,7 +125,7 @@ def test_an_illegal_pair_is_refused_with_both_names(pair: tuple[str, ...]) -> No
 def test_what_is_remembered_is_augmented_when_it_is_drawn(name: str) -> None:
     """Inputs moved by one at every draw train as a stream that is moved by one."""
     stream, found = toy_stream("class"), []
-    for by_hand in (False, True):
+    for by_hand in (0, 1):
         learner = perdure.Learner(
             toy_model(), sgd, [OURS[name]()], scenario="class", augment=None if by_hand else lambda x, draw: x + 1
         )
