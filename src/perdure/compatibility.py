@@ -81,7 +81,8 @@ def check_methods(methods: Sequence[Method]) -> None:
         _warn(f"{' and '.join(penalties)} each pull the same weights back, so old tasks count twice; one is usual")
     if "joint" in names and len(names) > 1:
         _warn("'joint' trains on all data so far, so another method beside it only stands in its way")
-    distillers = [n for n in names if n in ("lwf", "kd", "momentum_kd", "der", "derpp")]
+    distilling = ("lwf", "kd", "momentum_kd", "der", "derpp", "wa", "bic")
+    distillers = [m.name for m in methods if m.name in distilling or (m.name == "icarl" and m.has("criterion"))]
     if len(distillers) > 1 and not set(distillers) <= {"der", "derpp"}:
         _warn(f"'{distillers[0]}' and '{distillers[1]}' both distil old outputs; one of them is usual")
     if {"gem", "agem"} & set(names) and any(getattr(method, "solver", "") == "prox" for method in methods):

@@ -123,6 +123,8 @@ methods = Registry(
         "mir": "perdure.methods.mir",
         "gdumb": "perdure.methods.gdumb",
         "icarl": "perdure.methods.icarl",
+        "wa": "perdure.methods.wa",
+        "bic": "perdure.methods.bic",
         "gem": "perdure.methods.gem",
         "agem": "perdure.methods.agem",
         "mer": "perdure.methods.mer",

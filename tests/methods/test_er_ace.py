@@ -185,6 +185,18 @@ def test_a_growing_head_and_labels_that_are_no_columns() -> None:
         perdure.Learner(toy_model(), sgd, [ERACE()], scenario="class").step(torch.ones(2, 5), torch.ones(2))
 
 
+@pytest.mark.parametrize("writing", ["herding", "loss_aware", "greedy_balanced", "ring"])
+def test_its_buffer_may_be_written_like_that_of_replay(writing: str) -> None:
+    stream = toy_stream("class")
+    methods = ERACE(capacity=18, writing=writing), Replay(capacity=18, writing=writing)
+    for method in methods:
+        learner = perdure.Learner(toy_model(), sgd, [method], scenario="class")
+        learner.fit_task(stream[0], batch_size=8)
+        assert len(method.buffer) == 18
+    kept = [{tuple(row) for row in method.buffer.view("x").tolist()} for method in methods]
+    assert kept[0] == kept[1] or writing in ("herding", "loss_aware"), "these two follow the model"
+
+
 def test_it_is_refused_where_it_means_nothing() -> None:
     with pytest.raises(perdure.errors.IncompatibleError, match="not defined on a domain-incremental"):
         perdure.Learner(toy_model(2), sgd, [ERACE()], scenario="domain")

@@ -29,6 +29,9 @@ VECTORS = {
     "gem": 1,
     "vcl": 4,
     "gdumb": 1,
+    "icarl": 1,
+    "wa": 1,
+    "bic": 1,
 }
 """State of a method in multiples of the parameters."""
 
@@ -43,6 +46,9 @@ STEPS = {
     "derpp": 3,
     "er_ace": 2,
     "mir": 5.3,
+    "icarl": 1.5,
+    "wa": 1.5,
+    "bic": 1.5,
     "vcl": 3,
     "joint": 1,
 }

@@ -30,7 +30,7 @@ class Ranked(WritingPolicy):
     The capacity is shared evenly by all classes of all tasks so far; what one cannot fill the others get. When it
     shrinks, or another task comes, lists lose their ends. Since a shorter selection is the beginning of a longer one,
     what is left is what would have been selected. The policy ranks nothing itself: whoever adds the rows has done it
-    with `select`, by the features of a model (`perdure.methods.choosing`). Draws no random number.
+    with `select`, by the features of a model (`perdure.methods.exemplars`). Draws no random number.
 
     Source: Rebuffi et al. 2017, iCaRL, arXiv 1611.07725 (algorithm 5).
 

@@ -71,7 +71,8 @@ class TaskMemory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         device = state["device"] if torch.cuda.is_available() else "cpu"
-        self.finished = [tree_map(lambda leaf: leaf.to(device), memory) for memory in state["finished"]]
+        # Copies: a tensor that was read from a file may lie where kernels round differently.
+        self.finished = [tree_map(lambda leaf: leaf.to(device, copy=True), memory) for memory in state["finished"]]
         self.current, self._all = None, None
         if state["current"] is not None:
             self.open(*state["opened"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perdure.methods.agem import AGEM
     from perdure.methods.base import Method
+    from perdure.methods.bic import BiC
     from perdure.methods.der import DER
     from perdure.methods.derpp import DERpp
     from perdure.methods.er_ace import ERACE
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from perdure.methods.si import SI
     from perdure.methods.spg import SPG
     from perdure.methods.vcl import VCL
+    from perdure.methods.wa import WA
 
 _HOMES = {
     "AGEM": "agem",
@@ -55,6 +57,8 @@ _HOMES = {
     "MIR": "mir",
     "GDumb": "gdumb",
     "ICaRL": "icarl",
+    "WA": "wa",
+    "BiC": "bic",
     "Method": "base",
     "MomentumKD": "momentum_kd",
     "Replay": "replay",
@@ -75,6 +79,8 @@ __all__ = [
     "SI",
     "SPG",
     "VCL",
+    "WA",
+    "BiC",
     "DERpp",
     "GDumb",
     "GenerativeReplay",

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from perdure.batch import as_mask
 from perdure.errors import UsageError
-from perdure.methods.base import Method, check_value
-from perdure.methods.replay import add_drawn, check_buffer, columns_of, draw_size, make_buffer
+from perdure.methods.base import check_value
+from perdure.methods.replay import Remembering, add_drawn, draw_size
 from perdure.registry import register
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @register("er_ace")
 @dataclass
-class ERACE(Method):
+class ERACE(Remembering):
     """Replay whose loss of new rows leaves the seen classes alone that are not among them.
 
-    loss = cross-entropy(new rows; columns of their own classes and of classes not yet seen)
+    loss <- cross-entropy(new rows; columns of their own classes and of classes not yet seen)
     + weight * cross-entropy(remembered rows; columns of all classes seen). The mean over the new rows gives no gradient
     to the output of a seen class that is absent from them, which would otherwise be pushed down in every step.
 
@@ -59,22 +59,17 @@ class ERACE(Method):
     paper: ClassVar[str] = "Caccia et al. 2022, arXiv 2104.05025"
     use_when: ClassVar[str] = "as replay, where new classes come unnamed and in one pass"
     cost: ClassVar[str] = "time: 1 + ratio times a step; memory: capacity examples"
-    stores_examples: ClassVar[bool] = True
+    draws: ClassVar[tuple[str, ...]] = ("er_ace",)
     scenarios: ClassVar[frozenset[str]] = frozenset({"task", "class", "online", "blurry"})
     owns: ClassVar[tuple[str, ...]] = ("criterion",)
-    transient: ClassVar[tuple[str, ...]] = ("_labels",)
+    transient: ClassVar[tuple[str, ...]] = (*Remembering.transient, "_labels")
 
     def __post_init__(self) -> None:
-        check_buffer(self)
+        super().__post_init__()
         check_value(self.name, "weight", self.weight)
-        check_value(self.name, "ratio", self.ratio)
-
-    def has(self, hook: str) -> bool:
-        return super().has(hook) and 0 not in (self.capacity, self.ratio, self.batch_size)
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
-        self.buffer = make_buffer(self)
         self.seen = torch.zeros(0, dtype=torch.bool, device=learner.device)
         self._labels = torch.zeros(0, dtype=torch.int64)
 
@@ -99,10 +94,6 @@ class ERACE(Method):
             return own & as_mask(usual, source.size, width, outputs.device)
 
         return self.learner.criterion(outputs, batch, allowed)
-
-    def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
-        if batch.first_pass:
-            self.buffer.add(columns_of(batch.now, batch.task))
 
 
 def columns_present(labels: Tensor, width: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from perdure.errors import ModelError, UsageError
 from perdure.methods.side_passes import eval_mode
+from perdure.models.heads import CosineHead
 from perdure.tree import rows, take
 
 if TYPE_CHECKING:
@@ -76,3 +77,24 @@ def _layers(module: nn.Module, layer: str | None) -> list[nn.Module]:
     except AttributeError as error:
         names = ", ".join(name for name, _ in module.named_children())
         raise UsageError(f"the model has no layer '{layer}'; there are {names}") from error
+
+
+def output_layer(learner: Learner) -> nn.Linear:
+    """The linear layer that gives the class columns: the last that is wide enough for those seen.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or if it compares directions alone.
+    """
+    wide = [
+        each
+        for each in learner.parameters.module.modules()
+        if isinstance(each, nn.Linear) and each.out_features >= learner.classes.width
+    ]
+    if not wide or isinstance(wide[-1], CosineHead):
+        raise ModelError(
+            "the lengths of the output layer's rows are to be compared, and the model ends in no linear layer with one "
+            "row a class; use a wide or a growing head"
+        )
+    return wide[-1]

@@ -179,6 +179,7 @@ class GDumb(Method):
             clip_norm=self.clip_norm,
             channels_last=outer.forward.channels_last,
             active_classes="seen",
+            augment=outer.augment,
         )
         inner.forward.prepare = outer.forward.prepare
         inner.task = Task(0, "buffer", None, None, ())  # type: ignore[arg-type]

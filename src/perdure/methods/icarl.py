@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from perdure.batch import joined_targets
 from perdure.criterion import Criterion
 from perdure.data.examples import Examples
-from perdure.errors import IncompatibleError, UsageError
+from perdure.errors import UsageError
 from perdure.methods.base import check_choice, check_value
-from perdure.methods.exemplars import ExemplarMethod
+from perdure.methods.exemplar_lists import ExemplarMethod
 from perdure.methods.frozen import Tensors, frozen_copy, run_frozen
 from perdure.registry import register
 from perdure.tree import tree_map
@@ -112,11 +112,6 @@ class ICaRL(ExemplarMethod):
         return self.joined(task, self._own, kept)
 
     def begin_task(self, task: Task) -> None:
-        if self.learner.forward.depends_on_task:
-            raise IncompatibleError(
-                "'icarl' compares the outputs of all classes at once, and this model gives other answers for other "
-                "tasks; use one head for all classes, wide or growing"
-            )
         if self.use != "prediction" and self.learner.tasks_begun > 1:
             self.teacher = frozen_copy(self.parameters.module)
         self.old = sorted(set(self.learner.classes.seen) - set(task.classes))
@@ -149,9 +144,7 @@ class ICaRL(ExemplarMethod):
 
     def end_task(self, task: Task) -> None:
         if self._own is None:
-            raise UsageError(
-                f"icarl: task '{task.name}' was begun without its data; call begin_task(name, data, classes)"
-            )
+            raise UsageError(f"icarl: task '{task.name}' began without its data; call begin_task(name, data, classes)")
         self.choose_exemplars(self._own)
         self._own, self._means = None, None
 

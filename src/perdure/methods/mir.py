@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -69,6 +69,7 @@ class MIR(Method):
     stores_examples: ClassVar[bool] = True
     # Before penalties are added: the virtual step follows the loss of the current rows alone.
     ranks: ClassVar[dict[str, int]] = {"add_gradient": 10}
+    transient: ClassVar[tuple[str, ...]] = ("_augmented",)
 
     forward: ClassVar[str] = "separate"
 
@@ -84,6 +85,11 @@ class MIR(Method):
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
         self.buffer = make_buffer(self)
+        self._augmented: Callable[[Any], Any] = lambda x: x
+
+    def on_batch(self, batch: Batch) -> Batch:
+        self._augmented = batch.augmented
+        return batch
 
     def add_gradient(self, grad: Tensor) -> None:
         if not len(self.buffer):
@@ -121,7 +127,8 @@ class MIR(Method):
 
     def _source(self, drawn: dict[str, Any]) -> Source:
         device = self.learner.device
-        return Source("mir", to_device(drawn["x"], device), to_device(drawn["y"], device), tasks=drawn["task"])
+        x = self._augmented(to_device(drawn["x"], device))
+        return Source("mir", x, to_device(drawn["y"], device), tasks=drawn["task"])
 
     def _losses(self, source: Source) -> Tensor:
         """Each row's loss in evaluation mode, so that no running statistics and no dropout take part."""

@@ -13,7 +13,7 @@ from perdure.memory.buffer import Buffer
 from perdure.memory.ranked import SELECTIONS
 from perdure.memory.task_memory import TaskMemory
 from perdure.methods.base import Method, check_choice, check_count, check_value
-from perdure.methods.choosing import choose_examples
+from perdure.methods.exemplars import choose_examples
 from perdure.registry import register
 from perdure.seeding import derive
 from perdure.tree import leaves, to_device
