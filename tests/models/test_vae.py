@@ -61,15 +61,15 @@ def test_the_bound_lies_below_the_integral_and_touches_it_at_the_true_posterior(
     codes = torch.linspace(-9, 9, 20_001, dtype=DOUBLE)[:, None]
     joint = -vae.decoder.surprise(x.expand(len(codes), 5), codes) + Normal(0.0, 1.0).log_prob(codes[:, 0])
     step = float(codes[1, 0] - codes[0, 0])
-    evidence = torch.logsumexp(joint, 0) + math.log(step)
-    bound = -vae.losses(x.expand(20_000, 5), draw(20_000, 1, seed=4)).mean()
+    evidence = (torch.logsumexp(joint, 0) + math.log(step)).detach()
+    bound = -vae.losses(x.expand(20_000, 5), draw(20_000, 1, seed=4)).mean().detach()
     assert bound < evidence
     # The gap is KL(q || p(z | x)) exactly.
     mean, log_variance = vae.encode(x)
     q = Normal(mean[0, 0], (log_variance[0, 0] / 2).exp())
     log_q, log_p = q.log_prob(codes[:, 0]), joint - evidence
     gap = (log_q.exp() * (log_q - log_p)).sum() * step
-    assert float(evidence - bound) == pytest.approx(float(gap), abs=0.02)
+    assert float(evidence - bound) == pytest.approx(float(gap.detach()), abs=0.02)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 7, 9), (1, 1, 1)])
@@ -89,12 +89,12 @@ def test_images_of_any_size_come_back_in_their_shape_and_every_parameter_learns(
 
 def test_a_convolution_is_not_fooled_by_flattening() -> None:
     """A shifted image has a shifted response: the convolutional encoder sees where things are."""
-    vae = VAE((1, 16, 16), network="conv", hidden=(8,), latent=2, seed=0)
-    x = torch.zeros(1, 1, 16, 16)
-    x[..., 6, 6] = 1.0
-    here, there = vae.encoder.maps(x), vae.encoder.maps(x.roll((4, 4), (2, 3)))
-    torch.testing.assert_close(there[..., 1:, 1:], here[..., :-1, :-1])
-    assert not torch.allclose(here, there)
+    maps = VAE((1, 32, 32), network="conv", hidden=(8,), latent=2, seed=0).encoder.maps
+    x = torch.zeros(1, 1, 32, 32)
+    x[..., 14, 14] = 1.0
+    here, there = (maps(image) - maps(torch.zeros_like(x)) for image in (x, x.roll((4, 4), (2, 3))))
+    assert here.abs().max() > 0.01
+    torch.testing.assert_close(there, here.roll((1, 1), (2, 3)))
 
 
 def test_a_label_is_a_one_hot_code_beside_the_input_of_a_layer() -> None:
