@@ -142,14 +142,14 @@ def split_mnist() -> Table:
         seeds=tuple(protocol.seeds_of(protocol.rows["task-none"])),
         contenders=(
             Contender(FINETUNE),
-            Contender("EWC", method("task-ewc"), origin=published),
-            Contender("EWC, online", {**method("task-ewc"), "mode": "online"}, (1e4, 1e5, 1e6)),
-            Contender("SI", method("task-si"), origin=published),
-            Contender("MAS", {"name": "mas"}, (0.1, 1.0, 10.0)),
             Contender("SPG", {"name": "spg"}, origin="the paper's: the mask as it is, with nothing to tune"),
             Contender("HAT", {"name": "hat"}, (0.075, 0.75, 7.5)),
-            Contender("LwF", method("task-lwf"), origin=published),
+            Contender("MAS", {"name": "mas"}, (0.1, 1.0, 10.0)),
+            Contender("EWC, online", {**method("task-ewc"), "mode": "online"}, (1e4, 1e5, 1e6)),
             Contender("L2", {"name": "l2"}, (0.01, 0.1, 1.0)),
+            Contender("EWC", method("task-ewc"), origin=published),
+            Contender("SI", method("task-si"), origin=published),
+            Contender("LwF", method("task-lwf"), origin=published),
         ),
     )
 
