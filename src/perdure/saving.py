@@ -16,6 +16,7 @@ from perdure.errors import CheckpointError, UnknownNameError, UsageError
 from perdure.folder import RunFolder
 from perdure.forward import default_prepare
 from perdure.parameters import Layout, Remap
+from perdure.prequential import Prequential
 from perdure.streams.task import Task
 from perdure.streams.transforms import Prepare
 
@@ -51,6 +52,7 @@ def learner_state(learner: Learner) -> dict[str, Any]:
         "task": None if learner.task is None else [learner.task.index, learner.task.name, list(learner.task.classes)],
         "progress": learner.progress,
         "passes": dict(learner.passes),
+        "prequential": None if learner.prequential is None else learner.prequential.state_dict(),
         "boundaries": None
         if learner.boundaries is None
         else {"settings": learner.boundaries.settings(), "state": learner.boundaries.state_dict()},
@@ -110,6 +112,10 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     learner.scenario = state["scenario"]
     learner.tasks_begun, learner.progress = state["tasks_begun"], state["progress"]
     learner.passes = dict(state["passes"])
+    learner.prequential = None
+    if state.get("prequential") is not None:
+        learner.prequential = Prequential(learner.classes)
+        learner.prequential.load_state_dict(state["prequential"])
     learner.task = None
     if state["task"] is not None:
         index, name, classes = state["task"]

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from perdure.cli.output import Json, aligned, print_json
 
 NOT_SET_BY_HAND = ("input_shape", "outputs", "seed", "root")
-Kind = Literal["methods", "benchmarks", "models", "datasets", "detectors"]
+Kind = Literal["methods", "benchmarks", "models", "datasets", "detectors", "scenarios"]
 
 
 def list_names(
@@ -20,16 +20,32 @@ def list_names(
     *,
     json: Json = False,
 ) -> None:
-    """List the methods, benchmarks, models, data sets or detectors of task boundaries."""
+    """List the methods, benchmarks, models, data sets, detectors of task boundaries or scenarios of streams."""
+    if kind == "scenarios":
+        _show(_scenarios(), json)
+        return
     from perdure import registry
 
     entries = [_described(kind, name, getattr(registry, kind).get(name)) for name in getattr(registry, kind).names()]
     if kind == "methods":
         entries.insert(0, {"name": "finetune", "description": "no method at all: the lower reference"})
+    _show(entries, json)
+
+
+def _show(entries: list[dict[str, Any]], json: bool) -> None:
     if json:
         print_json(entries)
     else:
         print(aligned([(entry["name"], entry["description"]) for entry in entries]))
+
+
+def _scenarios() -> list[dict[str, Any]]:
+    from perdure.streams.shaping import NOTES, OWN_KEYWORDS
+
+    return [
+        {"name": name, "description": note, "arguments": list(OWN_KEYWORDS.get(name, ()))}
+        for name, note in NOTES.items()
+    ]
 
 
 def first_sentence(entry: Any) -> str:

@@ -13,6 +13,7 @@ import torch
 from perdure.boundaries import Boundaries
 from perdure.errors import UsageError
 from perdure.experiments.config import BESIDE_DETECTOR, GIVEN, HIDDEN, Experiment, Part, Train
+from perdure.fitting import check_passes
 from perdure.learner import Learner
 from perdure.registry import detectors, methods, models, nearest
 
@@ -40,6 +41,7 @@ FIT_OPTIONS = (
     "eval_future",
     "checkpoint_every",
     "reset_optimizer",
+    "prequential",
 )
 
 
@@ -79,6 +81,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         active_classes=train.active_classes,
         boundaries=boundaries_of(experiment.boundaries),
     )
+    check_passes(stream, train.epochs, train.batch_size, train.steps, train.drop_last)
     learner.adopt(stream)
     options = {name: getattr(train, name) for name in FIT_OPTIONS}
     if experiment.boundaries.name == HIDDEN:
