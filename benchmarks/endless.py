@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,19 @@ def resident_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+@cache
+def means(seed: int) -> Tensor:
+    """Where the mean of every class begins and through which point it turns, [2, 10, 16]."""
+    return normals(torch.arange(2 * CLASSES), WIDTH, seed, "means").view(2, CLASSES, WIDTH)
+
+
 def make(total: int, numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows [n, 16] and their classes; a class's mean goes from one random point to another along half a circle."""
+    """Rows [n, 16] and their classes; the mean of a class turns by half a circle from the first row to the last."""
     y = (uniforms(numbers, 1, seed, "class")[:, 0] * CLASSES).long()
-    ends = normals(torch.arange(2 * CLASSES), WIDTH, seed, "means").view(2, CLASSES, WIDTH)
+    ends = means(seed)
     angle = (torch.pi * numbers / total).float().unsqueeze(1)
     mean = angle.cos() * ends[0, y] + angle.sin() * ends[1, y]
-    return mean + 0.5 * normals(numbers, WIDTH, seed, "noise"), y
+    return mean + normals(numbers, WIDTH, seed, "noise"), y
 
 
 def measure(rows: int, batch_size: int, capacity: int, parts: int = 10, seed: int = 0) -> dict[str, Any]:
@@ -85,9 +91,10 @@ def main() -> None:
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
     found = measure(chosen.rows, chosen.batch_size, chosen.capacity)
+    low, high = min(found["resident_bytes"]) / 1e6, max(found["resident_bytes"]) / 1e6
     print(
-        f"\nresident size from {min(found['resident_bytes']) / 1e6:.1f} to {max(found['resident_bytes']) / 1e6:.1f} MB, "
-        f"{100 * found['moved']:.2f} % apart; prequential accuracy {100 * found['prequential_accuracy']:.2f} %, "
+        f"\nresident size from {low:.1f} to {high:.1f} MB, {100 * found['moved']:.2f} % apart; "
+        f"prequential accuracy {100 * found['prequential_accuracy']:.2f} %, "
         f"{found['rows'] / found['seconds']:,.0f} rows a second"
     )
     if chosen.json is not None:

@@ -127,15 +127,15 @@ class ClassTable:
 def among(outputs: Tensor, columns: Sequence[int]) -> Tensor:
     """The column with the largest output among `columns` (all if empty), int64 [rows]."""
     if not columns:
-        return largest(outputs)
+        return _argmax(outputs)
     block = _block(columns)
     if isinstance(block, slice):
-        return largest(outputs[..., block]) + int(block.start)
+        return _argmax(outputs[..., block]) + int(block.start)
     chosen = torch.tensor(list(columns), device=outputs.device)
-    return chosen[largest(outputs[..., chosen])]
+    return chosen[_argmax(outputs[..., chosen])]
 
 
-def largest(outputs: Tensor) -> Tensor:
+def _argmax(outputs: Tensor) -> Tensor:
     """`outputs.argmax(-1)`; NumPy finds the same column (the first of equal ones) four times as fast."""
     if outputs.device.type == "cpu" and outputs.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(np.asarray(outputs.detach().numpy().argmax(-1)))

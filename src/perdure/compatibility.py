@@ -100,9 +100,7 @@ def check_scenario(methods: Sequence[Method], scenario: str, finds_tasks: bool =
     for method in methods:
         if scenario not in method.scenarios:
             fitting = ", ".join(s for s in SCENARIOS if s in method.scenarios)
-            raise IncompatibleError(
-                f"'{method.name}' is not defined on {_stream_of(scenario)}; it is on: {fitting}"
-            )
+            raise IncompatibleError(f"'{method.name}' is not defined on {_stream_of(scenario)}; it is on: {fitting}")
         if method.needs_test_task_id and scenario != "task":
             raise IncompatibleError(
                 f"'{method.name}' needs the task of every test example, which {_stream_of(scenario)} hides; "

@@ -75,7 +75,8 @@ def fit(
     batch_size, drop_last
         Of the current rows; whether a shorter last batch of a pass is left out.
     evaluate_every
-        Also evaluate every so many updates, which shows how far a task falls in between (the stability gap).
+        Also evaluate every so many updates, which shows how far a task falls in between (the stability gap); they are
+        counted from the beginning of a task, or of the stream where no tasks are announced.
     eval_future
         Whether tasks that have not come yet are evaluated too; without them there is no forward transfer.
     reset_optimizer
@@ -293,7 +294,8 @@ class _Run:
             if learner.boundaries is not None and len(learner.boundaries.found) > found:
                 found = len(learner.boundaries.found)
                 self._emit({"event": "boundary", "task": task.index, **asdict(learner.boundaries.found[-1])})
-            if every and position.step % every == 0 and position.step < total:
+            ticks = position.step if self.stream.announced else position.updates  # no boundary sets a clock back
+            if every and ticks % every == 0 and position.step < total:
                 clock = self._spent("train", clock)
                 self._evaluate(after=task.index, step=position.step)
                 clock = time.perf_counter()
@@ -407,7 +409,10 @@ def _results(learner: Learner, stream: Stream, position: Position) -> Results:
     own = views["task_restricted" if stream.scenario == "task" else "class_incremental"]
     state_bytes = {method.name: method.memory_bytes() for method in learner.methods}
     seconds = {**position.seconds, "total": sum(position.seconds.values())}
-    counted = position.prequential if all(correct is not None for correct, _ in position.prequential) else []
+    counted = {
+        "correct": [correct for correct, _ in position.prequential],
+        "rows": [n for _, n in position.prequential],
+    }
     return Results(
         scenario=stream.scenario,
         task_names=[task.name for task in stream],
@@ -424,6 +429,6 @@ def _results(learner: Learner, stream: Stream, position: Position) -> Results:
         peak_memory_bytes=peak_memory_bytes(learner.device),
         passes=dict(learner.passes),
         history=position.history,
-        prequential={"correct": [c for c, _ in counted], "rows": [n for _, n in counted]} if counted else None,
+        prequential=counted if counted["rows"] and None not in counted["correct"] else None,
         versions=versions(),
     )

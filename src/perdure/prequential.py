@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from perdure.classes import ClassTable, largest
+from perdure.classes import ClassTable
 
 if TYPE_CHECKING:
     from perdure.batch import Batch
+
+NUMPY_TYPES = (torch.float32, torch.float64)
 
 
 class Prequential:
@@ -35,6 +38,7 @@ class Prequential:
         self._pending: Tensor | None = None
         self._columns: tuple[int, ...] = ()
         self._index: slice | Tensor | None = None
+        self._numpy: slice | npt.NDArray[np.int64] | None = None
 
     @property
     def correct(self) -> int | None:
@@ -55,29 +59,31 @@ class Prequential:
         columns = self.classes.by_task.get(task, ()) if known else self.classes.seen  # type: ignore[arg-type]
         if columns != self._columns:
             self._columns, self._index = columns, self.classes.index(columns)
+            self._numpy = np.array(columns) if isinstance(self._index, Tensor) else self._index
 
-    @torch.no_grad()
     def count(self, batch: Batch, outputs: Tensor | None) -> None:
-        """Compare the predictions for the current rows of a finished step with their targets."""
-        y = batch.now.y
-        self.rows += batch.now.size
+        """Compare the predictions for the current rows of a finished step with their targets; `outputs` is detached."""
+        y, rows = batch.now.y, batch.now.size
+        self.rows += rows
         if self._known is None:
             return
         if outputs is None or outputs.dim() != 2 or not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
             self._known = None
-            return
-        index = self._index
-        chosen = batch.part("current", outputs)
-        predicted = largest(chosen if index is None else chosen[:, index])
-        if isinstance(index, Tensor):
-            predicted = index[predicted]
-        elif index is not None and index.start:
-            predicted = predicted + index.start
-        if predicted.device.type == "cpu":
-            self._known += int(np.count_nonzero(predicted.numpy() == y.numpy()))
+        elif outputs.device.type == "cpu" and outputs.dtype in NUMPY_TYPES:
+            right = self._predicted(outputs.numpy()[:rows], self._numpy) == y.numpy()
+            self._known += int(np.count_nonzero(right))
         else:
-            right = (predicted == y).sum()
-            self._pending = right if self._pending is None else self._pending.add_(right)
+            found = (self._predicted(outputs[:rows], self._index) == y).sum()
+            self._pending = found if self._pending is None else self._pending.add_(found)
+
+    @staticmethod
+    def _predicted(outputs: Any, index: Any) -> Any:
+        """The column of the largest output of each row among those of the index: of a tensor or an array."""
+        if index is None:
+            return outputs.argmax(1)
+        if isinstance(index, slice):
+            return outputs[:, index].argmax(1) + index.start
+        return index[outputs[:, index].argmax(1)]
 
     def state_dict(self) -> dict[str, Any]:
         """The counts."""

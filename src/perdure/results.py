@@ -25,6 +25,7 @@ FILE_NAME = "results.json"
 SCENARIOS = ("task", "domain", "class", "online", "blurry")
 ONE_OUTPUT = ("class", "online", "blurry")
 
+
 def kind_of(scenario: str) -> str:
     """What a stream of a scenario is called: `class-incremental`, `online`."""
     return scenario if scenario in ("online", "blurry") else f"{scenario}-incremental"
@@ -65,8 +66,8 @@ class Results:
         Evaluations made while a task was trained: `{"task": i, "step": s, "accuracies": [T]}`; the one at the end of a
         task is a row of the matrix and not repeated here.
     prequential
-        `correct` and `rows`, one number a task each: examples that were predicted rightly before the update that learned
-        from them, and how many there were; None where they were not counted.
+        `correct` and `rows`, one number a task each: examples that were predicted rightly before the update that
+        learned from them, and how many there were; None where they were not counted.
     extra
         Further named numbers, such as a calibration error; they join `metrics()`.
 
@@ -94,7 +95,7 @@ class Results:
     history: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, float | None] = field(default_factory=dict)
-    prequential: dict[str, list[int]] | None = None
+    prequential: dict[str, list[Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
@@ -194,7 +195,7 @@ class Results:
     def _prequential_accuracy(self) -> float | None:
         assert self.prequential is not None
         rows = sum(self.prequential["rows"])
-        return sum(self.prequential["correct"]) / rows if rows else None
+        return float(sum(self.prequential["correct"]) / rows) if rows else None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary; accuracies are fractions and NaN is `None`."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -49,8 +50,9 @@ def uniforms(index: Tensor, width: int, *parts: Part) -> Tensor:
     >>> bool((uniforms(torch.tensor([7]), 3, 0, "x") == uniforms(torch.arange(10), 3, 0, "x")[7]).all())
     True
     """
-    counter = index.numpy().astype(np.uint64)[:, None] * np.uint64(width) + np.arange(1, width + 1, dtype=np.uint64)
-    z = np.uint64(derive(*parts)) + counter * np.uint64(0x9E3779B97F4A7C15)
+    columns: npt.NDArray[np.uint64] = np.arange(1, width + 1, dtype=np.uint64)
+    z = index.numpy().astype(np.uint64)[:, None] * np.uint64(width) + columns
+    z = z * np.uint64(0x9E3779B97F4A7C15) + np.uint64(derive(*parts))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)

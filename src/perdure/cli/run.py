@@ -25,7 +25,9 @@ Benchmark = Annotated[
 Scenario = Annotated[str | None, Parameter(help="task, domain, class, online or blurry; default: the benchmark's own.")]
 Order = Annotated[
     str | None,
-    Parameter(help="Of the tasks: easy_to_hard, hard_to_easy, random, or numbers such as 2,0,1; default: as they come."),
+    Parameter(
+        help="Of the tasks: easy_to_hard, hard_to_easy, random, or numbers such as 2,0,1; default: as they come."
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -92,7 +94,14 @@ def run(
                 "--benchmark": benchmark,
                 "--scenario": scenario,
             }
-            given |= {"--order": order, "--method": method, "--set": set_, "--seed": seed, "--seeds": seeds, "--out": out}
+            given |= {
+                "--order": order,
+                "--method": method,
+                "--set": set_,
+                "--seed": seed,
+                "--seeds": seeds,
+                "--out": out,
+            }
             _refuse_beside_resume(given | {"--threads": threads, "--overwrite": overwrite or None})
             runs = _resume(resume, data_root, device, jobs)
     _show(runs, resume or out, json)

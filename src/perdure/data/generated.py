@@ -13,7 +13,7 @@ from perdure.data.examples import Examples, Transform, describe
 from perdure.tree import leaves
 
 Make = Callable[[Tensor], tuple[Any, Tensor]]
-"""From row numbers, int64 [b], to inputs [b, ...] and targets [b]: the same for the same numbers, whatever the batch."""
+"""From row numbers, int64 [b], to inputs [b, ...] and targets [b]; a number gives the same row in every batch."""
 
 SAMPLED = 256
 

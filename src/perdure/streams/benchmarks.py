@@ -1,10 +1,10 @@
 """The named benchmarks. Every function takes keyword arguments only and returns a `Stream`.
 
 In all of them `scenario` is "class", "task", "domain", "online" or "blurry", and the keywords of
-`perdure.streams.shaping.shape` make classes rare, reorder and repeat tasks or blur boundaries; `seed` is the seed of everything random; `root` is the folder
-of the data sets (see `perdure.data.locate`). In the split ones `class_order` is None or "natural", "shuffled" or a list
-of the labels; `tasks` is a number of tasks or the number of classes of each. A wrong scenario or split is a
-`UsageError`, and missing data a `DataError` that says how to get them.
+`perdure.streams.shaping.shape` make classes rare, reorder and repeat tasks or blur boundaries; `seed` is the seed of
+everything random; `root` is the folder of the data sets (see `perdure.data.locate`). In the split ones `class_order` is
+None or "natural", "shuffled" or a list of the labels; `tasks` is a number of tasks or the number of classes of each. A
+wrong scenario or split is a `UsageError`, and missing data a `DataError` that says how to get them.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def generated(
         raise UsageError(f"rows={rows}, parts={parts}, test_rows={test_rows}: every part needs a row to train on")
     columns = [tuple(range(classes))] * parts if isinstance(classes, int) else [tuple(own) for own in classes]
     if len(columns) != parts:
-        raise UsageError(f"classes gives the columns of {len(columns)} parts, and there are parts={parts}; give one each")
+        raise UsageError(
+            f"classes gives the columns of {len(columns)} parts, and there are parts={parts}; give one each"
+        )
     tasks = []
     for index, own in enumerate(columns):
         start, stop = rows * index // parts, rows * (index + 1) // parts

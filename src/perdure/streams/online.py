@@ -46,7 +46,7 @@ def online(stream: Stream, *, transition: float = 0.0) -> Stream:
     sizes = [len(task.train) for task in stream]
     arrival = torch.cat([_arrivals(sizes, task, transition, stream.seed) for task in range(len(sizes))])
     parts = pooled([task.train for task in stream], arrival.argsort(stable=True))
-    rows = torch.arange(len(parts)).split(sizes)
+    rows = torch.split(torch.arange(len(parts)), sizes)
     tasks = [replace(task, train=parts.subset(own)) for task, own in zip(stream, rows, strict=True)]
     return stream.replace(tasks, scenario="online", shuffle=False)
 
@@ -112,7 +112,7 @@ def blurry(stream: Stream, *, share: float = 0.1) -> Stream:
     # A phase's own order means nothing: its plan shuffles it.
     phases = [torch.cat(found).sort().values for found in dealt]
     parts = pooled([task.train for task in stream], torch.cat(phases))
-    own = torch.arange(len(parts)).split([len(found) for found in phases])
+    own = torch.split(torch.arange(len(parts)), [len(found) for found in phases])
     tasks = [replace(task, train=parts.subset(rows)) for task, rows in zip(stream, own, strict=True)]
     return stream.replace(tasks, scenario="blurry")
 

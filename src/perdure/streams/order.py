@@ -136,7 +136,7 @@ def _difficulty(stream: Stream, task: Task) -> Difficulty:
     for _ in range(UPDATES):
         batch = rows[torch.randint(len(rows), (BATCH,), generator=draw)]
         optimizer.zero_grad()
-        F.cross_entropy(model(x[batch]), y[batch]).backward()
+        torch.autograd.backward(F.cross_entropy(model(x[batch]), y[batch]))
         optimizer.step()
     with torch.no_grad():
         outputs = model(x[held])

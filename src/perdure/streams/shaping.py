@@ -97,7 +97,9 @@ def _shaped(build: Callable[[str], Stream], scenario: str, default: str, **given
     check_scenario(scenario)
     base = given["base"]
     if scenario in ANNOUNCED and base not in (None, scenario):
-        raise UsageError(f"base='{base}' says what an online or blurry stream is made of; here scenario is '{scenario}'")
+        raise UsageError(
+            f"base='{base}' says what an online or blurry stream is made of; here scenario is '{scenario}'"
+        )
     for name, where in (("share", "blurry"), ("transition", "online")):
         if given[name] is not None and scenario != where:
             raise UsageError(f"{name}={given[name]} is for scenario '{where}', and this is '{scenario}'; leave it out")
