@@ -27,18 +27,46 @@ class ClassTable:
         self.device = device
         self.by_task: dict[int, tuple[int, ...]] = {}
         self._table: Tensor | None = None
-        self._seen: list[int] = []
+        self._all: list[int] = []
+        self._unread: list[Tensor] = []
 
     def open(self, task: int, classes: Sequence[int]) -> None:
         """A task begins: its columns count as seen."""
         if classes:
             self.by_task[task] = tuple(classes)
-            self._seen = sorted({*self._seen, *classes})
+            self._all = sorted({*self._all, *classes})
             self._table = None
+
+    def see(self, y: Any, wait: bool = False) -> list[int]:
+        """Labels arrive, int64 [rows], whose tasks nobody tells; returns the columns that are new.
+
+        Labels on another device than the CPU are read later, when somebody asks for what was seen, unless `wait`.
+        """
+        if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+            return []
+        if y.device.type != "cpu" and not wait:
+            self._unread.append(y.clone())
+            if len(self._unread) >= 256:
+                self._read()
+            return []
+        new = sorted(set(y.tolist()).difference(self._all))
+        if new:
+            self._all = sorted({*self._all, *new})
+        return new
+
+    def _read(self) -> list[int]:
+        if self._unread:
+            waiting, self._unread = torch.cat(self._unread), []
+            self.see(waiting.cpu())
+        return self._all
+
+    @property
+    def _seen(self) -> list[int]:
+        return self._read() if self._unread else self._all
 
     @property
     def seen(self) -> tuple[int, ...]:
-        """Columns of all tasks begun so far, sorted."""
+        """Columns of all tasks begun so far, and where tasks are not announced of all labels so far; sorted."""
         return tuple(self._seen)
 
     @property
@@ -87,10 +115,11 @@ class ClassTable:
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
-        return {"by_task": {str(task): list(classes) for task, classes in self.by_task.items()}}
+        tasks = {str(task): list(classes) for task, classes in self.by_task.items()}
+        return {"by_task": tasks, "seen": list(self._seen)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.by_task, self._seen, self._table = {}, [], None
+        self.by_task, self._all, self._unread, self._table = {}, list(state.get("seen", ())), [], None
         for task, classes in state["by_task"].items():
             self.open(int(task), classes)
 

@@ -29,6 +29,8 @@ TABLE = (
     "task_restricted_accuracy",
     "minimum_accuracy",
 )
+IF_MEASURED = ("prequential_accuracy",)
+"""Further columns, which nobody misses where they are not there."""
 EXACT_UP_TO = 20
 
 
@@ -162,7 +164,8 @@ class Comparison:
     @property
     def columns(self) -> list[str]:
         """The metrics of the table that at least one method has."""
-        return [name for name in TABLE if any(s["mean"].get(name) is not None for s in self.summaries.values())]
+        columns = (*TABLE, *IF_MEASURED)
+        return [name for name in columns if any(s["mean"].get(name) is not None for s in self.summaries.values())]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""

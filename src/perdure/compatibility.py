@@ -95,7 +95,8 @@ def check_scenario(methods: Sequence[Method], scenario: str, finds_tasks: bool =
     `finds_tasks` says that a detector opens and closes the tasks of a stream that announces none.
     """
     if scenario not in SCENARIOS:
-        raise UsageError(f"unknown scenario '{scenario}'; there are {', '.join(SCENARIOS)}")
+        hint = nearest(str(scenario), SCENARIOS) or ";"
+        raise UsageError(f"unknown scenario '{scenario}'{hint} there are {', '.join(SCENARIOS)}")
     if finds_tasks and scenario == "task":
         raise IncompatibleError(
             "the task-incremental scenario tells the task of every example, and boundaries= is for streams that tell "
@@ -104,23 +105,35 @@ def check_scenario(methods: Sequence[Method], scenario: str, finds_tasks: bool =
     for method in methods:
         if scenario not in method.scenarios:
             fitting = ", ".join(s for s in SCENARIOS if s in method.scenarios)
-            raise IncompatibleError(
-                f"'{method.name}' is not defined on a {scenario}-incremental stream; it is on: {fitting}"
-            )
+            raise IncompatibleError(f"'{method.name}' is not defined on {_stream_of(scenario)}; it is on: {fitting}")
         if method.needs_test_task_id and scenario != "task":
             raise IncompatibleError(
-                f"'{method.name}' needs the task of every test example, which a {scenario}-incremental stream hides; "
+                f"'{method.name}' needs the task of every test example, which {_stream_of(scenario)} hides; "
                 "use scenario='task' or another method"
             )
         if method.needs_boundaries and scenario in ("online", "blurry") and not finds_tasks:
             raise IncompatibleError(
-                f"'{method.name}' needs task boundaries, which a stream of scenario '{scenario}' does not announce; "
+                f"'{method.name}' needs task boundaries, which {_stream_of(scenario)} does not announce; "
                 "use a replay method, or a detector: Learner(..., boundaries='page_hinkley')"
             )
     remembers = any(not method.regulariser for method in methods)
     if scenario == "class" and methods and not remembers:
         names = " and ".join(method.name for method in methods)
         _warn(f"{names} alone on a class-incremental stream: known to forget everything here; add replay")
+
+
+def check_task_parts(heads: Sequence[object], scenario: str) -> None:
+    """Raise IncompatibleError for a model with parts of each task's own where nobody tells the task of a row."""
+    if heads:
+        raise IncompatibleError(
+            f"the model has a part for every task ({type(heads[0]).__name__}), and {_stream_of(scenario)} tells none; "
+            "use a head that is 'wide' or 'growing'"
+        )
+
+
+def _stream_of(scenario: str) -> str:
+    """A stream of that scenario, in words."""
+    return {"online": "an online stream", "blurry": "a blurry stream"}.get(scenario, f"a {scenario}-incremental stream")
 
 
 def check_found_tasks(methods: Sequence[Method]) -> None:

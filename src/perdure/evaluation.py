@@ -89,7 +89,7 @@ def _batch_size(learner: Learner, stream: Stream) -> int:
 def _predictions(learner: Learner, stream: Stream, task: Task, batch_size: int) -> tuple[Tensor | None, Tensor | None]:
     """Predicted columns [n] on the CPU in the class-incremental and the task-restricted view."""
     known = any(column in learner.classes.seen for column in task.classes)
-    shared = stream.scenario == "domain"
+    shared = stream.shares_classes
     owner = learner.hooks["predict"]
     if not known and not shared and (owner or learner.forward.depends_on_task):
         return None, None
@@ -99,10 +99,10 @@ def _predictions(learner: Learner, stream: Stream, task: Task, batch_size: int) 
     learner.passes["forward_rows"] += len(task.test)
     batches = (x for x, _, _ in task.test.ordered(batch_size))
     if owner:
-        method, told = owner[0], None if shared else task.index
-        pairs = [(wide := method.predict(x, None), wide if shared else method.predict(x, told)) for x in batches]
+        method, told = owner[0], None if shared or not stream.announced else task.index
+        pairs = [(wide := method.predict(x, None), wide if told is None else method.predict(x, told)) for x in batches]
         wide, narrow = (torch.cat(predicted).cpu() for predicted in zip(*pairs, strict=True))
-        return wide, narrow
+        return wide, narrow if shared or stream.announced else None  # who hides tasks cannot name them to the method
     answers: list[Tensor] = []
     for x in batches:
         answers.append(learner.forward(x, task.index if stream.scenario == "task" else None))

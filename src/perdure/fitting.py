@@ -21,6 +21,7 @@ from perdure.evaluation import Evaluation, evaluate
 from perdure.folder import RunFolder, pack_predictions
 from perdure.memory_use import peak_memory_bytes
 from perdure.pictures import Pictures, grid, png, read_pictures, write_pictures
+from perdure.prequential import Prequential
 from perdure.results import Results
 from perdure.saving import learner_state, load_learner_state
 from perdure.streams.task import Stream, Task, count_batches, draw_plan
@@ -43,6 +44,7 @@ class Position:
     updates: int = 0
     evaluations: list[dict[str, list[float]]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    prequential: list[list[int | None]] = field(default_factory=list)
     logged: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
 
@@ -63,6 +65,7 @@ def fit(
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
     announce: bool = True,
+    prequential: bool | None = None,
 ) -> Results:
     """Train on every task of `stream` in turn; evaluate before the first and after each.
 
@@ -73,7 +76,8 @@ def fit(
     batch_size, drop_last
         Of the current rows; whether a shorter last batch of a pass is left out.
     evaluate_every
-        Also evaluate every so many updates, which shows how far a task falls in between (the stability gap).
+        Also evaluate every so many updates, which shows how far a task falls in between (the stability gap); they are
+        counted from the beginning of a task, or of the stream where no tasks are announced.
     eval_future
         Whether tasks that have not come yet are evaluated too; without them there is no forward transfer.
     reset_optimizer
@@ -87,13 +91,17 @@ def fit(
     on_event
         Called with a dictionary at every event: task_begin, step (a few times a second), evaluation, task_end, end.
     announce
-        Whether the learner is told where tasks begin and end; one that finds boundaries itself never is. The order of
-        the data and the evaluations are the same either way.
+        Whether the learner is told where tasks begin and end; one that finds boundaries itself never is, nor is any
+        on an online or blurry stream. The order of the data and the evaluations are the same either way.
+    prequential
+        Whether right predictions of new rows, made before the update that uses them, are counted; by default on online
+        and blurry streams.
 
     Raises
     ------
     UsageError
-        For values out of range, or a folder that holds a run with other settings.
+        For values out of range, more than one pass over an online stream, or a folder that holds a run with other
+        settings.
     """
     if not isinstance(stream, Stream):
         raise UsageError(
@@ -106,14 +114,19 @@ def fit(
             raise UsageError(f"{name} is {value!r}, it must be a whole number of at least 1")
     if resume and folder is None:
         raise UsageError("resume=True needs the folder of the run to continue")
-    announce = announce and learner.boundaries is None
+    announce = announce and learner.boundaries is None and stream.announced
     if not announce and reset_optimizer:
         raise UsageError("reset_optimizer=True resets where a task is announced, and none is here; leave it out")
+    check_passes(stream, epochs, batch_size, steps, drop_last)
     learner.adopt(stream)
+    counts = not stream.announced if prequential is None else prequential
+    if counts != (learner.prequential is not None):
+        learner.prequential = Prequential(learner.classes) if counts else None
     plan = {"epochs": epochs, "batch_size": batch_size, "steps": steps, "drop_last": drop_last}
     rules = plan | {
         "evaluate_every": evaluate_every, "eval_future": eval_future, "reset_optimizer": reset_optimizer,
         "stream": stream.fingerprint(), "hidden_boundaries": True if not announce else None,
+        "prequential": counts if counts == stream.announced else None,
     }  # fmt: skip
     run = _Run(learner, stream, rules, RunFolder(folder) if folder is not None else None, on_event)
     if not (resume and run.restore()):
@@ -121,6 +134,22 @@ def fit(
     while run.position.task < len(stream):
         run.train(plan, reset_optimizer, checkpoint_every)
     return run.finish()
+
+
+def check_passes(
+    stream: Stream, epochs: int = 1, batch_size: int = 32, steps: int | None = None, drop_last: bool = False
+) -> None:
+    """Raise a `UsageError` if the rows of an online stream would arrive more than once."""
+    if stream.scenario != "online":
+        return
+    if steps is None and epochs > 1:
+        raise UsageError(f"epochs is {epochs}, but an online stream passes once; use epochs=1, or another scenario")
+    for task in stream:
+        once = stream.batches_per_pass(task, batch_size, drop_last)
+        if steps is not None and steps > once:
+            raise UsageError(
+                f"steps is {steps}, but an online stream passes once, which is {once} steps in '{task.name}'; use fewer"
+            )
 
 
 def fit_task(
@@ -246,7 +275,7 @@ class _Run:
             learner.begin_task(task)
             assert learner.task is not None
             task = learner.task
-        elif learner.boundaries is None:
+        elif learner.boundaries is None and self.stream.announced:
             learner.classes.open(task.index, task.classes)  # what may be predicted: no method asks for tasks here
         per_pass = count_batches(len(task.train), plan["batch_size"], plan["drop_last"])
         total = plan["steps"] or plan["epochs"] * per_pass
@@ -269,7 +298,8 @@ class _Run:
             if learner.boundaries is not None and len(learner.boundaries.found) > found:
                 found = len(learner.boundaries.found)
                 self._emit({"event": "boundary", "task": task.index, **asdict(learner.boundaries.found[-1])})
-            if every and position.step % every == 0 and position.step < total:
+            ticks = position.step if self.stream.announced else position.updates  # no boundary sets a clock back
+            if every and ticks % every == 0 and position.step < total:
                 clock = self._spent("train", clock)
                 self._evaluate(after=task.index, step=position.step)
                 clock = time.perf_counter()
@@ -286,6 +316,7 @@ class _Run:
         if announced:
             learner.progress = 1.0
             learner.end_task()
+        self._count_predictions()
         clock = self._spent("train", clock)
         self._emit({"event": "task_end", "task": task.index, "steps": total, "loss": last})
         self._picture(task)
@@ -312,6 +343,15 @@ class _Run:
                 "the learning rate or a method's strength, or use a penalty's solver='prox'"
             )
         return value
+
+    def _count_predictions(self) -> None:
+        """Of the task that ends: how many new rows were predicted rightly, and how many there were."""
+        counts, parts = self.learner.prequential, self.position.prequential
+        if counts is None:
+            return
+        before = [sum(part[k] or 0 for part in parts) for k in range(2)]
+        correct = None if counts.correct is None else counts.correct - before[0]
+        parts.append([correct, counts.rows - before[1]])
 
     def _evaluate(self, after: int, step: int | None = None) -> None:
         clock = time.perf_counter()
@@ -386,6 +426,10 @@ def _results(learner: Learner, stream: Stream, position: Position) -> Results:
     own = views["task_restricted" if stream.scenario == "task" else "class_incremental"]
     state_bytes = {method.name: method.memory_bytes() for method in learner.methods}
     seconds = {**position.seconds, "total": sum(position.seconds.values())}
+    counted = {
+        "correct": [correct for correct, _ in position.prequential],
+        "rows": [n for _, n in position.prequential],
+    }
     return Results(
         scenario=stream.scenario,
         task_names=[task.name for task in stream],
@@ -402,5 +446,6 @@ def _results(learner: Learner, stream: Stream, position: Position) -> Results:
         peak_memory_bytes=peak_memory_bytes(learner.device),
         passes=dict(learner.passes),
         history=position.history,
+        prequential=counted if counted["rows"] and None not in counted["correct"] else None,
         versions=versions(),
     )

@@ -18,7 +18,14 @@ from perdure.augment import Augment, as_augment
 from perdure.batch import Allowed, Batch, Source
 from perdure.boundaries import Boundaries, as_boundaries
 from perdure.classes import ClassTable
-from perdure.compatibility import check_found_tasks, check_methods, check_optimizers, check_scenario, check_task
+from perdure.compatibility import (
+    check_found_tasks,
+    check_methods,
+    check_optimizers,
+    check_scenario,
+    check_task,
+    check_task_parts,
+)
 from perdure.criterion import Criterion, RowLoss
 from perdure.data.examples import as_examples
 from perdure.detection import Detector
@@ -30,8 +37,9 @@ from perdure.methods.side_passes import eval_mode
 from perdure.models.heads import open_columns
 from perdure.optimizers import Factory, Optimizers
 from perdure.parameters import ParameterVector, Remap
+from perdure.prequential import Prequential
 from perdure.seeding import generator
-from perdure.streams.task import Stream, Task
+from perdure.streams.task import HIDDEN, Stream, Task
 from perdure.tree import as_tensors, rows, take, to_device
 
 DEFAULT_OPTIMIZER: Factory = partial(torch.optim.Adam, lr=1e-3)
@@ -54,7 +62,8 @@ class Learner:
     scheduler
         A factory called with each optimizer; the schedule advances once after every update.
     scenario
-        "task", "domain", "class", "online" or "blurry" in a loop of your own; `fit` takes it from the stream.
+        "task", "domain", "class", "online" or "blurry" in a loop of your own; `fit` takes it from the stream. In the
+        last two a class may be predicted once a label of it has come, and `prequential` counts the right predictions.
     seed
         Of the methods' private generators. Nothing here draws from torch's global generator.
     device
@@ -153,6 +162,7 @@ class Learner:
         self.progress = 0.0
         self.steps_per_pass: int | None = None
         self.passes = {"steps": 0, "forward_rows": 0, "backward_rows": 0}
+        self.prequential: Prequential | None = None
         self._width_checked = False
         self.hooks: dict[str, list[Method]] = {
             hook: sorted((m for m in self.methods if m.has(hook)), key=methodcaller("rank", hook)) for hook in HOOKS
@@ -196,6 +206,11 @@ class Learner:
         """
         if self.task is None:
             self._start_without_task()
+        counts = self.prequential if first_pass else None
+        if counts is not None:
+            counts.ask(self.scenario, self.task_index)
+        if self.scenario in HIDDEN:
+            self._see(y)
         if not self.parameters.intact():
             self.follow_model()
         batch = Batch.current(self._on_device(x), self._on_device(y), self.task_index, index, first_pass)
@@ -215,6 +230,8 @@ class Learner:
             if before is not None:
                 self.finish_update(before)
         self.passes["steps"] += 1
+        if counts is not None:
+            counts.count(batch, outputs)
         for method in self.hooks["after_step"]:
             method.after_step(batch, outputs)
         if self.boundaries is not None:
@@ -413,7 +430,7 @@ class Learner:
 
         Options, in full at `perdure.fitting.fit`: epochs=1, batch_size=32, steps=None (updates a task instead of
         epochs), drop_last=False, evaluate_every=None, eval_future=True, reset_optimizer=False, folder=None,
-        checkpoint_every=None, resume=False, on_event=None.
+        checkpoint_every=None, resume=False, on_event=None, announce=True, prequential=None.
         """
         from perdure.fitting import fit
 
@@ -458,13 +475,13 @@ class Learner:
         """Accuracies on the test set of every task of a stream: see `perdure.evaluation.Evaluation`."""
         from perdure.evaluation import evaluate
 
-        before = self.stream, self.forward.prepare, self.scenario
+        before = self.stream, self.forward.prepare, self.scenario, self.prequential
         self.adopt(stream)
         try:
             return evaluate(self, stream)
         finally:
             if self.task is not None or before[0] is not None:  # training goes on as it was
-                self.stream, self.forward.prepare, self.scenario = before
+                self.stream, self.forward.prepare, self.scenario, self.prequential = before
 
     def save(self, folder: str | Path) -> None:
         """Write model, optimizer, methods and generators into `folder`, atomically, without pickle."""
@@ -491,7 +508,18 @@ class Learner:
         """Check the methods against a scenario, once."""
         if scenario != self.scenario:
             check_scenario(self.methods, scenario, self.boundaries is not None)
+            if scenario in HIDDEN:
+                self._find_activators()
+                check_task_parts(self.forward.heads, scenario)
             self.scenario = scenario
+            self.prequential = Prequential(self.classes) if scenario in HIDDEN else None
+
+    def _see(self, y: Any) -> None:
+        """Where nobody announces tasks, a class begins with its first label: a head that grows does so then."""
+        new = self.classes.see(y, wait=self._grows)
+        if new and self._grows:
+            open_columns(self.parameters.module, self.tasks_begun, tuple(new))
+            self.follow_model()
 
     def _find_starter(self) -> Method | None:
         """The first `add_gradient`, if the gradient may start as what it adds: one backward pass, seen by nobody."""
@@ -501,8 +529,9 @@ class Learner:
         return self.hooks["add_gradient"][0] if alone and not wrapped and self.hooks["add_gradient"] else None
 
     def _find_activators(self) -> None:
-        modules = self.parameters.module.modules()
+        modules = list(self.parameters.module.modules())
         self.forward.heads = [module for module in modules if callable(getattr(module, "activate", None))]
+        self._grows = any(callable(getattr(module, "grow", None)) for module in modules)
         self.forward.activators = [method.activate for method in self.hooks["activate"]]
 
     def follow_model(self) -> None:

@@ -64,6 +64,9 @@ DESCRIPTIONS: dict[str, Description] = {
     "average_anytime_accuracy": Description(
         "average anytime accuracy", "higher", "the mean over all evaluations of the accuracy on the tasks begun by then"
     ),
+    "prequential_accuracy": Description(
+        "prequential accuracy", "higher", "the share of new examples predicted correctly before they were learned from"
+    ),
     "stability": Description("stability", "higher", "one minus forgetting"),
     "stability_plasticity": Description(
         "stability-plasticity", "higher", "the harmonic mean of stability and learning accuracy"

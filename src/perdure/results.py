@@ -26,6 +26,12 @@ FILE_NAME = "results.json"
 SCENARIOS = ("task", "domain", "class", "online", "blurry")
 ONE_OUTPUT = ("class", "online", "blurry")
 
+
+def kind_of(scenario: str) -> str:
+    """What a stream of a scenario is called: `class-incremental`, `online`."""
+    return scenario if scenario in ("online", "blurry") else f"{scenario}-incremental"
+
+
 View = dict[str, Array]
 """One way to score the same outputs: `matrix` [T, T] and `untrained` [T]."""
 
@@ -60,6 +66,9 @@ class Results:
     history
         Evaluations made while a task was trained: `{"task": i, "step": s, "accuracies": [T]}`; the one at the end of a
         task is a row of the matrix and not repeated here.
+    prequential
+        `correct` and `rows`, one number a task each: examples that were predicted rightly before the update that
+        learned from them, and how many there were; None where they were not counted.
     extra
         Further named numbers, such as a calibration error; they join `metrics()`.
     pictures
@@ -91,6 +100,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, float | None] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=dict)
+    prequential: dict[str, list[Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.scenario not in SCENARIOS:
@@ -136,10 +146,15 @@ class Results:
 
     def _value_or_reason(self, name: str, compute: Callable[[], float | None]) -> float | str:
         label = m.DESCRIPTIONS[name].label
-        if name == "forward_transfer" and self._one_output and len(self.matrix) > 1:
+        if name == "forward_transfer" and self.scenario == "class" and len(self.matrix) > 1:
             return f"{label} needs an accuracy before training; class-incremental columns do not exist then"
         if name in ("minimum_accuracy", "worst_case_accuracy", "average_anytime_accuracy") and not self.history:
             return f"{label} needs evaluations during training; none were made (evaluate_every)"
+        if name == "prequential_accuracy" and self.prequential is None:
+            return (
+                f"{label} is counted on online and blurry streams, elsewhere with prequential=True, and not where a "
+                "method replaces the step"
+            )
         if name == "average_incremental_accuracy" and self._one_output and self.test_sizes is None:
             return f"{label} needs the test set sizes, because class-incremental it counts every example once"
         if name == "task_inference_accuracy" and self.scenario == "domain":
@@ -177,9 +192,15 @@ class Results:
             "minimum_accuracy": lambda: m.minimum_accuracy(R, self.history),
             "worst_case_accuracy": lambda: m.worst_case_accuracy(R, self.history),
             "average_anytime_accuracy": lambda: m.average_anytime_accuracy(R, self.history),
+            "prequential_accuracy": self._prequential_accuracy,
             "stability": lambda: m.stability(R),
             "stability_plasticity": lambda: m.harmonic_mean(m.stability(R), m.plasticity(R)),
         }
+
+    def _prequential_accuracy(self) -> float | None:
+        assert self.prequential is not None
+        rows = sum(self.prequential["rows"])
+        return float(sum(self.prequential["correct"]) / rows) if rows else None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary; accuracies are fractions and NaN is `None`."""
@@ -202,6 +223,7 @@ class Results:
             "peak_memory_bytes": self.peak_memory_bytes,
             "passes": dict(self.passes),
             "history": _nullable(self.history),
+            "prequential": self.prequential,
             "versions": dict(self.versions),
             "extra": dict(self.extra),
         }
@@ -283,9 +305,7 @@ class Results:
         return pandas.DataFrame(rows)
 
     def __str__(self) -> str:
-        title = f"{self.label} on {self.benchmark or 'a stream'} ({self.scenario}-incremental, seed {self.seed})"
-        if self.scenario in ("online", "blurry"):
-            title = title.replace("-incremental", "")
+        title = f"{self.label} on {self.benchmark or 'a stream'} ({kind_of(self.scenario)}, seed {self.seed})"
         lines = [title, "", "accuracy in %: after each task (rows) on each task (columns)", *self._matrix_lines(), ""]
         reasons, values = self.reasons(), self.metrics()
         width = max(len(label_of(name)) for name in values)

@@ -17,6 +17,7 @@ from perdure.errors import CheckpointError, UnknownNameError, UsageError
 from perdure.folder import RunFolder
 from perdure.forward import default_prepare
 from perdure.parameters import Layout, Remap
+from perdure.prequential import Prequential
 from perdure.streams.task import Task
 from perdure.streams.transforms import Prepare
 
@@ -43,6 +44,7 @@ def learner_state(learner: Learner) -> dict[str, Any]:
             "channels_last": learner.forward.channels_last,
             "active_classes": learner.classes.active,
         },
+        "prequential": None if learner.prequential is None else learner.prequential.state_dict(),
         "own": {"criterion": learner.criterion.function is not None, "prepare": _described(learner.forward.prepare)},
         "boundaries": None
         if learner.boundaries is None
@@ -138,6 +140,10 @@ def load_learner_state(learner: Learner, state: dict[str, Any]) -> None:
     if learner.scaler is not None and state["scaler"] is not None:
         learner.scaler.load_state_dict(state["scaler"])
     load_continual_state(learner, state)
+    learner.prequential = None
+    if state.get("prequential") is not None:
+        learner.prequential = Prequential(learner.classes)
+        learner.prequential.load_state_dict(state["prequential"])
     if learner.boundaries is not None and found is not None:
         learner.boundaries.load_state_dict(found["state"])
 

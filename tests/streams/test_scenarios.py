@@ -224,7 +224,11 @@ GOOD = numbered([0, 1, 2, 3] * 4)
         (lambda: class_incremental((GOOD[0], GOOD[0][:, 0]), tasks=2), DataError, "classes need one integer a row"),
         (lambda: class_incremental((GOOD[0], GOOD[1][:, None]), tasks=2), DataError, "classes need one integer a row"),
         (lambda: class_incremental(GOOD, tasks=2, test_fraction=1.0), UsageError, "test_fraction=1.0 should be"),
-        (lambda: split_classes(GOOD, scenario="online", tasks=2), UsageError, "unknown scenario 'online'"),
+        (
+            lambda: split_classes(GOOD, scenario="online", tasks=2),
+            UsageError,
+            "scenario 'online' does not fit here; choose task, domain or class, and make",
+        ),
         (lambda: domain_incremental(GOOD, tasks=[3, 1]), UsageError, "as many classes in every task"),
         (lambda: domain_incremental(GOOD, domains=[0, 1]), DataError, "there are 16 rows but domains of shape"),
         (lambda: domain_incremental(GOOD, domains="row", tasks=2), UsageError, "domains='row' should be 'rows'"),

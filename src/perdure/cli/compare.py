@@ -68,6 +68,7 @@ def _compare(
     from perdure.experiments.build import prepare
     from perdure.experiments.compare import ComparisonFolder, experiments_of, run_all
     from perdure.experiments.executors import cores
+    from perdure.results import kind_of
 
     if methods is None and mapping.get("benchmark", "split_digits").replace("-", "_") == "split_digits":
         overrides = [*SMALL_BUFFERS, *overrides]
@@ -86,7 +87,7 @@ def _compare(
         raise KeyboardInterrupt("nothing was kept of this comparison") from None
     first = next(iter(experiments.values()))
     some = next(iter(groups.values()))[0]
-    kind = f"{some.scenario}-incremental, {len(some.task_names)} tasks"
+    kind = f"{kind_of(some.scenario)}, {len(some.task_names)} tasks"
     title = f"{some.benchmark} ({kind}), mean ± std over {len(first.seeds)} seeds{_buffers(experiments)}"
     content = {"benchmark": some.benchmark, "scenario": some.scenario, **comparison.to_dict()}
     return content, f"{title}\n\n{comparison}", {name: str(out / file) for name, file in pictures.items()}

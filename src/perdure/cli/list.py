@@ -13,7 +13,7 @@ from perdure.cli.describe import FINETUNE, LETTERS, described_method, needs, str
 from perdure.cli.output import Json, aligned, print_json
 
 NOT_SET_BY_HAND = ("input_shape", "outputs", "seed", "root")
-Kind = Literal["methods", "benchmarks", "models", "datasets", "detectors"]
+Kind = Literal["methods", "benchmarks", "models", "datasets", "detectors", "scenarios"]
 
 
 def list_names(
@@ -22,10 +22,14 @@ def list_names(
     *,
     json: Json = False,
 ) -> None:
-    """List the methods, benchmarks, models, data sets or detectors of task boundaries."""
+    """List the methods, benchmarks, models, data sets, detectors of task boundaries or scenarios of streams."""
     from perdure import registry
 
-    entries = [_described(kind, name, getattr(registry, kind).get(name)) for name in getattr(registry, kind).names()]
+    if kind == "scenarios":
+        entries = _scenarios()
+    else:
+        known = getattr(registry, kind)
+        entries = [_described(kind, name, known.get(name)) for name in known.names()]
     if kind == "methods":
         entries.insert(0, FINETUNE)
     if json:
@@ -47,6 +51,15 @@ def _rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
         entry["paper"],
     ]
     return [(entry["name"] if number == 0 else "", line) for number, line in enumerate(lines)]
+
+
+def _scenarios() -> list[dict[str, Any]]:
+    from perdure.streams.shaping import NOTES, OWN_KEYWORDS
+
+    return [
+        {"name": name, "description": note, "arguments": list(OWN_KEYWORDS.get(name, ()))}
+        for name, note in NOTES.items()
+    ]
 
 
 def first_sentence(entry: Any) -> str:

@@ -22,7 +22,13 @@ Benchmark = Annotated[
         name=["--benchmark", "-b"], help="One of 'perdure list benchmarks', a .csv or .tsv file, or a folder of images."
     ),
 ]
-Scenario = Annotated[str | None, Parameter(help="task, domain or class; default: the benchmark's own.")]
+Scenario = Annotated[str | None, Parameter(help="task, domain, class, online or blurry; default: the benchmark's own.")]
+Order = Annotated[
+    str | None,
+    Parameter(
+        help="Of the tasks: easy_to_hard, hard_to_easy, random, or numbers such as 2,0,1; default: as they come."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     Parameter(
@@ -40,6 +46,7 @@ def run(
     *,
     benchmark: Benchmark = None,
     scenario: Scenario = None,
+    order: Order = None,
     method: Annotated[
         list[str] | None,
         Parameter(
@@ -80,14 +87,21 @@ def run(
     flags |= {"threads": threads, "data_root": data_root, "device": device}
     with only_results_on_stdout():
         if resume is None:
-            runs = _start(experiment, flags, set_ or [], out, overwrite, jobs)
+            runs = _start(experiment, flags, [*(set_ or []), *_order(order)], out, overwrite, jobs)
         else:
             given: dict[str, Any] = {
                 "the experiment file": experiment,
                 "--benchmark": benchmark,
                 "--scenario": scenario,
             }
-            given |= {"--method": method, "--set": set_, "--seed": seed, "--seeds": seeds, "--out": out}
+            given |= {
+                "--order": order,
+                "--method": method,
+                "--set": set_,
+                "--seed": seed,
+                "--seeds": seeds,
+                "--out": out,
+            }
             _refuse_beside_resume(given | {"--threads": threads, "--overwrite": overwrite or None})
             runs = _resume(resume, data_root, device, jobs)
     _show(runs, resume or out, json)
@@ -161,6 +175,10 @@ def _how_to_continue(folder: Path | None) -> str:
     if not (folder / CONFIG).is_file():
         return "nothing had been trained yet"
     return f"continue with: perdure run --resume {folder}"
+
+
+def _order(order: str | None) -> list[str]:
+    return [] if order is None else [f"stream.order={order}"]
 
 
 def _seeds(seed: int | None, seeds: str | None) -> int | list[int] | None:

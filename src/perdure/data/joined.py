@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -59,7 +60,30 @@ class JoinedExamples(Examples):
         return self.batches(torch.split(torch.arange(len(self)), batch_size))
 
     def fingerprint(self) -> str:
-        return "+".join(part.fingerprint() for part in self.parts)
+        parts = "+".join(part.fingerprint() for part in self.parts)
+        if self.rows is None or (len(self.rows) == self.ends[-1] and bool((self.rows.diff() == 1).all())):
+            return parts
+        return f"{parts}[{hashlib.sha256(self.rows.numpy().tobytes()).hexdigest()[:16]}]"
 
     def _with(self, y: Tensor, rows: Tensor | None, transform: Transform | None) -> Examples:
         return JoinedExamples(self.parts, y, rows=rows, transform=transform)
+
+
+def pooled(parts: Sequence[Examples], rows: Tensor) -> Examples:
+    """`rows`, int64 [n], of the parts one after another, in that order.
+
+    Plain tensors are laid out anew, which makes every batch one gather; what is transformed or read from a `Dataset` is
+    addressed where it is.
+    """
+    joined = JoinedExamples(parts)
+    chosen = joined.subset(rows)
+    plain = all(type(part) is Examples and isinstance(part.x, Tensor) and part.transform is None for part in parts)
+    if not plain or len({(part.x.dtype, part.x.shape[1:]) for part in parts}) > 1:
+        return chosen
+    x = parts[0].x.new_empty((len(rows), *parts[0].x.shape[1:]))
+    owners = joined.owners(rows)
+    for number, part in enumerate(parts):
+        where = (owners == number).nonzero()[:, 0]
+        start = 0 if number == 0 else int(joined.ends[number - 1])
+        x[where] = part.gather(rows[where] - start)[0]
+    return Examples(x, chosen.targets)

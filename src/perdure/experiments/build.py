@@ -13,6 +13,7 @@ import torch
 from perdure.boundaries import Boundaries
 from perdure.errors import UsageError
 from perdure.experiments.config import BESIDE_DETECTOR, GIVEN, HIDDEN, Experiment, Part, Train
+from perdure.fitting import check_passes
 from perdure.learner import Learner
 from perdure.models.vae import VAE
 from perdure.registry import detectors, methods, models, nearest
@@ -41,6 +42,7 @@ FIT_OPTIONS = (
     "eval_future",
     "checkpoint_every",
     "reset_optimizer",
+    "prequential",
 )
 
 
@@ -86,6 +88,7 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
         augment=train.augment,
         boundaries=boundaries_of(experiment.boundaries),
     )
+    check_passes(stream, train.epochs, train.batch_size, train.steps, train.drop_last)
     learner.adopt(stream)
     options = {name: getattr(train, name) for name in FIT_OPTIONS}
     if experiment.boundaries.name == HIDDEN:

@@ -11,7 +11,7 @@ from typing import Any
 
 from perdure.errors import UsageError
 from perdure.registry import methods
-from perdure.streams.task import check_scenario
+from perdure.streams.task import ANNOUNCED, check_scenario
 
 FLOAT = 4  # bytes
 FINETUNE = "finetune"
@@ -112,7 +112,7 @@ class Needs:
     slowdown: float | None = None
 
     def __post_init__(self) -> None:
-        check_scenario(self.scenario)
+        check_scenario(self.scenario, ANNOUNCED)
         for name, low in (("memory", 0), ("parameters", 1), ("example_bytes", 1), ("slowdown", 1)):
             value = getattr(self, name)
             if value is not None and value < low:

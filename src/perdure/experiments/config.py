@@ -20,6 +20,7 @@ FINETUNE = "finetune"
 MOST_THREADS = 512
 SECTIONS = ("train", "stream", "model", "boundaries")
 GIVEN, HIDDEN = "given", "hidden"
+HIDDEN_TASKS = ("online", "blurry")
 GIVEN_TO_MODELS = ("input_shape", "outputs", "seed")
 
 
@@ -30,7 +31,8 @@ class Train:
     `steps` counts updates a task and replaces `epochs`; `lr` left out is that of the preset, or the usual one
     of another optimizer; `fused` (torch's one kernel a step) left out is true where the preset names it, with the
     preset's optimizer; without `eval_future` tasks are evaluated only once they have come; `augment` changes the
-    inputs of every step at random, current and remembered ones alike.
+    inputs of every step at random, current and remembered ones alike. An online or blurry stream passes once unless
+    `epochs` says otherwise.
     """
 
     epochs: int = 1
@@ -52,6 +54,7 @@ class Train:
     evaluate_every: int | None = None
     eval_future: bool = True
     checkpoint_every: int | None = None
+    prequential: bool | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in DEFAULT_RATES:
@@ -129,7 +132,9 @@ class Experiment:
         _override(sections, overrides)
         model["name"] = str(model["name"]).replace("-", "_")
 
-        train = into(Train, preset.train | sections["train"], "train")
+        scenario = written.scenario or source.default_scenario
+        once = {"epochs": 1} if scenario in HIDDEN_TASKS else {}
+        train = into(Train, preset.train | once | sections["train"], "train")
         presets_own = train.optimizer == preset.train["optimizer"]
         if train.lr is None:
             train = dataclasses.replace(train, lr=preset.lr if presets_own else DEFAULT_RATES[train.optimizer])
@@ -139,7 +144,7 @@ class Experiment:
         part = _part(models, defaults | model, "model", leave_out=GIVEN_TO_MODELS)
         return cls(
             benchmark=source.name,
-            scenario=written.scenario or source.default_scenario,
+            scenario=scenario,
             methods=tuple(_part(methods, entry, entry["name"]) for entry in chosen),
             train=train,
             stream=source.options(sections["stream"]),

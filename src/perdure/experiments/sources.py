@@ -28,8 +28,10 @@ class Source:
     def builder(self) -> Callable[..., Stream]:
         """The function that makes the stream."""
         if self.path is None:
+            from perdure.streams.shaping import shapable
+
             found: Callable[..., Stream] = benchmarks.get(self.name)
-            return found
+            return shapable(found)
         from perdure.streams.own import stream_from_path
 
         return stream_from_path
@@ -40,8 +42,14 @@ class Source:
         return str(arguments(self.builder)["scenario"].default)
 
     def options(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The section `stream`, typed and complete; raises UsageError for what the builder does not take."""
-        return structured(self.builder, values, "stream", leave_out=_GIVEN)
+        """The section `stream`, typed and complete; raises UsageError for what the builder does not take.
+
+        What can be done to any stream stands there only where it is done.
+        """
+        from perdure.streams.shaping import shape
+
+        typed, usual = structured(self.builder, values, "stream", leave_out=_GIVEN), shape()
+        return {name: value for name, value in typed.items() if name not in usual or value != usual[name]}
 
     def build(self, scenario: str, seed: int, options: Mapping[str, Any], root: str | None) -> Stream:
         """The stream of one seed."""

@@ -15,7 +15,7 @@ from perdure.report import series
 from perdure.report.palette import LEVELS, Style, styles
 from perdure.report.style import style_sheet
 from perdure.report.svg import WIDE_CELLS, heat_map, line_chart, marker
-from perdure.results import ONE_OUTPUT, Results
+from perdure.results import ONE_OUTPUT, Results, kind_of
 
 COSTS = ("training time", "peak memory", "state kept")
 MOST_PANELS, MOST_PICTURES = 24, 10
@@ -31,7 +31,7 @@ def page(
     comparison = compare(groups)
     drawn = styles(groups)
     run = next(iter(groups.values()))[0]
-    scenario = run.scenario if run.scenario in ("online", "blurry") else f"{run.scenario}-incremental"
+    scenario = kind_of(run.scenario)
     seeds = sorted({seed for found in comparison.seeds.values() for seed in found})
     counts = [_count(len(run.matrix), "task"), _count(len(groups), "method"), _count(len(seeds), "seed")]
     heading = title or f"{run.benchmark or 'Methods compared'}, {scenario}"

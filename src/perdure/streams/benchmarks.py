@@ -1,9 +1,10 @@
 """The named benchmarks. Every function takes keyword arguments only and returns a `Stream`.
 
-In all of them `scenario` is "class", "task" or "domain"; `seed` is the seed of everything random; `root` is the folder
-of the data sets (see `perdure.data.locate`). In the split ones `class_order` is None or "natural", "shuffled" or a list
-of the labels; `tasks` is a number of tasks or the number of classes of each. A wrong scenario or split is a
-`UsageError`, and missing data a `DataError` that says how to get them.
+In all of them `scenario` is "class", "task", "domain", "online" or "blurry", and the keywords of
+`perdure.streams.shaping.shape` make classes rare, reorder and repeat tasks or blur boundaries; `seed` is the seed of
+everything random; `root` is the folder of the data sets (see `perdure.data.locate`). In the split ones `class_order` is
+None or "natural", "shuffled" or a list of the labels; `tasks` is a number of tasks or the number of classes of each. A
+wrong scenario or split is a `UsageError`, and missing data a `DataError` that says how to get them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from perdure.registry import benchmarks
 from perdure.seeding import generator
 from perdure.streams.classes import ClassOrder
 from perdure.streams.scenarios import Transform, split_classes, transformed
-from perdure.streams.task import Stream, check_scenario
+from perdure.streams.shaping import shapable
+from perdure.streams.task import ANNOUNCED, Stream, check_scenario
 from perdure.streams.transforms import Permute, Prepare, Rotate
 
 Root = str | PathLike[str] | None
@@ -30,6 +32,7 @@ Tasks = int | Sequence[int]
 
 
 @benchmarks.register("split_digits")
+@shapable
 def split_digits(
     *,
     scenario: str = "class",
@@ -55,6 +58,7 @@ def split_digits(
 
 
 @benchmarks.register("split_mnist")
+@shapable
 def split_mnist(
     *,
     scenario: str = "class",
@@ -73,6 +77,7 @@ def split_mnist(
 
 
 @benchmarks.register("split_fashion_mnist")
+@shapable
 def split_fashion_mnist(
     *,
     scenario: str = "class",
@@ -91,6 +96,7 @@ def split_fashion_mnist(
 
 
 @benchmarks.register("split_cifar10")
+@shapable
 def split_cifar10(
     *,
     scenario: str = "class",
@@ -109,6 +115,7 @@ def split_cifar10(
 
 
 @benchmarks.register("split_cifar100")
+@shapable
 def split_cifar100(
     *,
     scenario: str = "class",
@@ -127,13 +134,14 @@ def split_cifar100(
 
 
 @benchmarks.register("coarse_cifar100")
+@shapable
 def coarse_cifar100(*, scenario: str = "task", seed: int = 0, root: Root = None, **arguments: Any) -> Stream:
     """CIFAR-100 in 20 tasks, one a superclass: the task is which of its five classes an image shows.
 
     50,000 training and 10,000 test images; inputs [3, 32, 32] are the stored bytes / 255.
     Source: R. Ramesh, P. Chaudhari, Model Zoo: A Growing "Brain" That Learns Continually, 2021, arXiv:2106.03027.
     """
-    check_scenario(scenario)
+    check_scenario(scenario, ANNOUNCED)
     arrays = load("cifar100", root)
     order = sorted(range(100), key=lambda label: (arrays.groups[label], label))
     arguments.setdefault("task_names", arrays.group_names)
@@ -150,6 +158,7 @@ def coarse_cifar100(*, scenario: str = "task", seed: int = 0, root: Root = None,
 
 
 @benchmarks.register("permuted_mnist")
+@shapable
 def permuted_mnist(
     *,
     scenario: str = "domain",
@@ -166,7 +175,7 @@ def permuted_mnist(
     as it is. 60,000 training and 10,000 test images a task; inputs [1, 28, 28] are the stored bytes / 255.
     Source: I. J. Goodfellow, M. Mirza, D. Xiao, A. Courville, Y. Bengio, 2013, arXiv:1312.6211.
     """
-    check_scenario(scenario)
+    check_scenario(scenario, ANNOUNCED)
     _check_count(tasks)
     draws = [torch.randperm(28 * 28, generator=generator(seed, "permutation", task)) for task in range(tasks)]
     transforms: list[Transform | None] = [Permute(draw) for draw in draws]
@@ -187,6 +196,7 @@ def permuted_mnist(
 
 
 @benchmarks.register("rotated_mnist")
+@shapable
 def rotated_mnist(
     *,
     scenario: str = "domain",
@@ -202,7 +212,7 @@ def rotated_mnist(
     60,000 training and 10,000 test images a task; inputs [1, 28, 28] are the stored bytes / 255.
     Source: D. Lopez-Paz, M. Ranzato, Gradient Episodic Memory for Continual Learning, 2017, arXiv:1706.08840.
     """
-    check_scenario(scenario)
+    check_scenario(scenario, ANNOUNCED)
     _check_count(tasks)
     degrees = [10.0 * task for task in range(tasks)] if angles is None else [float(angle) for angle in angles]
     if len(degrees) != tasks:
@@ -231,7 +241,7 @@ def _split(
     root: Root,
     arguments: dict[str, Any],
 ) -> Stream:
-    check_scenario(scenario)
+    check_scenario(scenario, ANNOUNCED)
     return split_classes(
         load(data_set, root),
         scenario=scenario,

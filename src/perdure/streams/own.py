@@ -11,9 +11,11 @@ from perdure.data.source import read_path
 from perdure.errors import DataError, UsageError
 from perdure.streams.classes import ClassOrder
 from perdure.streams.scenarios import domain_incremental, split_classes
-from perdure.streams.task import Stream, check_scenario
+from perdure.streams.shaping import shapable
+from perdure.streams.task import ANNOUNCED, Stream, check_scenario
 
 
+@shapable
 def stream_from_path(
     path: str | PathLike[str],
     *,
@@ -52,7 +54,7 @@ def stream_from_path(
     size
         (height, width) to which images are resized; needed if they differ.
     arguments
-        `name` and `prepare` of `Stream`.
+        `name` and `prepare` of `Stream`; and the keywords of `perdure.streams.shaping.shape`, as for the benchmarks.
 
     Raises
     ------
@@ -69,7 +71,7 @@ def stream_from_path(
     >>> stream.columns, stream.input_shape, [task.name for task in stream]
     (4, (2,), ['a, b', 'c, d'])
     """
-    check_scenario(scenario)
+    check_scenario(scenario, ANNOUNCED)
     if domain is not None and scenario != "domain":
         raise UsageError(f"domain='{domain}' is for scenario='domain', not for scenario='{scenario}'; leave one out")
     options: dict[str, Any] = {

@@ -18,7 +18,7 @@ from perdure.data.source import read_path
 from perdure.errors import DataError, UsageError
 from perdure.seeding import generator
 from perdure.streams.classes import ClassOrder, hold_out, order_classes, task_sizes, to_columns
-from perdure.streams.task import Stream, Task, check_scenario
+from perdure.streams.task import ANNOUNCED, Stream, Task, check_scenario
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -190,7 +190,7 @@ def split_classes(
     DataError
         If the data cannot be used or a label is outside the classes.
     """
-    check_scenario(scenario)
+    check_scenario(scenario, ANNOUNCED)
     train, test_examples, own_names = sources(data, test)
     class_names = class_names or own_names or None
     labels = class_labels(train.targets)
@@ -254,7 +254,7 @@ def transformed(
     Domain-incremental tasks share their columns; in the other scenarios the classes of every task are new ones: class k
     of C in task t is column t C + k.
     """
-    check_scenario(scenario)
+    check_scenario(scenario, ANNOUNCED)
     order = order_classes(class_order, class_labels(train.targets), seed)
     columns = to_columns(train.targets, order, "training")
     test_columns = to_columns(class_labels(test.targets), order, "test")

@@ -17,8 +17,10 @@ from perdure.seeding import Part, generator
 from perdure.streams.transforms import Prepare
 from perdure.tree import leaves
 
-Scenario = Literal["task", "domain", "class"]
-SCENARIOS: tuple[str, ...] = ("task", "domain", "class")
+Scenario = Literal["task", "domain", "class", "online", "blurry"]
+ANNOUNCED: tuple[str, ...] = ("task", "domain", "class")
+HIDDEN: tuple[str, ...] = ("online", "blurry")
+SCENARIOS: tuple[str, ...] = (*ANNOUNCED, *HIDDEN)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Stream(Sequence[Task]):
         In order of arrival.
     scenario
         "task" (the task is known when predicting), "domain" (same labels, new inputs) or "class" (new labels, one
-        output for all).
+        output for all); "online" (one pass, nobody is told where a task begins or which one a row belongs to) or
+        "blurry" (neither, and every part holds rows of the others too). In the last two a task is a part of the stream
+        after which it is evaluated, and no more.
     seed
         The seed of everything random about the stream.
     class_names
@@ -65,6 +69,8 @@ class Stream(Sequence[Task]):
         Raw batch (stored dtype) to model inputs; default: `Prepare()`.
     options
         The JSON-able keyword arguments that built it.
+    shuffle
+        Whether every pass over a task is a new shuffle of its rows; otherwise they arrive in their own order.
 
     Raises
     ------
@@ -86,6 +92,7 @@ class Stream(Sequence[Task]):
         columns: int | None = None,
         prepare: Callable[[Any], Any] | None = None,
         options: dict[str, Any] | None = None,
+        shuffle: bool = True,
     ) -> None:
         check_scenario(scenario)
         if not tasks:
@@ -102,6 +109,7 @@ class Stream(Sequence[Task]):
         self.class_order = tuple(class_order) if class_order is not None else tuple(range(self.columns))
         self.prepare = prepare if prepare is not None else Prepare()
         self.options = dict(options or {})
+        self.shuffle = shuffle
         first, _ = self.tasks[0].train.gather(torch.zeros(1, dtype=torch.int64))
         self.input_shape: tuple[int, ...] = tuple(leaves(self.prepare(first))[0].shape[1:])
 
@@ -123,6 +131,42 @@ class Stream(Sequence[Task]):
             f"seed={self.seed})"
         )
 
+    @property
+    def announced(self) -> bool:
+        """Whether the learner is told where tasks begin and end."""
+        return self.scenario in ANNOUNCED
+
+    @property
+    def shares_classes(self) -> bool:
+        """Whether all tasks have the same columns: domain-incremental, or an online stream made of such tasks."""
+        alike = all(task.classes == self.tasks[0].classes for task in self.tasks)
+        return self.scenario == "domain" or (not self.announced and alike)
+
+    def replace(self, tasks: Sequence[Task], **changes: Any) -> Stream:
+        """The same stream with other tasks and whatever else `changes` gives, in the words of the constructor."""
+        kept = ("scenario", "seed", "name", "class_names", "class_order", "columns", "prepare", "options", "shuffle")
+        return Stream(tasks, **{name: getattr(self, name) for name in kept} | changes)
+
+    def reordered(self, order: str | Sequence[int]) -> Stream:
+        """The same tasks in another order: how much does a method depend on it?
+
+        Where every task has columns of its own, they are numbered again in the new order of arrival.
+
+        Parameters
+        ----------
+        order
+            The tasks by number, such as `[2, 0, 1]`; or "random", drawn from the seed; or "easy_to_hard" or
+            "hard_to_easy", by what `perdure.streams.difficulties` measures on the training data alone.
+
+        Raises
+        ------
+        UsageError
+            If the order is unknown, or does not name every task once.
+        """
+        from perdure.streams.order import reordered
+
+        return reordered(self, order)
+
     def plan(
         self,
         task: Task,
@@ -133,8 +177,9 @@ class Stream(Sequence[Task]):
     ) -> Iterator[Tensor]:
         """Yield one int64 index tensor a batch, on the CPU, into `task.train`.
 
-        Every pass is a new shuffle of all rows, and its last batch may be shorter unless `drop_last`. The draws depend
-        on the stream's seed, the task's index and its number of rows alone, so they are the same at every call.
+        Every pass is a new shuffle of all rows, or all rows in order if the stream has `shuffle=False`; its last batch
+        may be shorter unless `drop_last`. The draws depend on the stream's seed, the task's index and its number of
+        rows alone, so they are the same at every call.
 
         Parameters
         ----------
@@ -153,6 +198,7 @@ class Stream(Sequence[Task]):
             batch_size=batch_size,
             drop_last=drop_last,
             steps=steps,
+            shuffle=self.shuffle,
         )
 
     def batches_per_pass(self, task: Task, batch_size: int = 32, drop_last: bool = False) -> int:
@@ -168,18 +214,23 @@ class Stream(Sequence[Task]):
     def fingerprint(self) -> str:
         """Return a short digest of the scenario, the seed and the content of all tasks."""
         parts = [self.scenario, self.seed, self.columns, self.class_order, describe(self.prepare)]
+        parts += [] if self.shuffle else ["in order"]
         for task in self.tasks:
             test = None if task.test is None else task.test.fingerprint()
             parts += [task.name, task.classes, task.train.fingerprint(), test]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def check_scenario(scenario: str) -> None:
-    """Raise a `UsageError` unless `scenario` is one of task, domain and class."""
-    if scenario not in SCENARIOS:
+def check_scenario(scenario: str, allowed: Sequence[str] = SCENARIOS) -> None:
+    """Raise a `UsageError` unless `scenario` is one of those allowed."""
+    if scenario in allowed:
+        return
+    choice = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+    if scenario in SCENARIOS:
         raise UsageError(
-            f"unknown scenario '{scenario}'{nearest(str(scenario), SCENARIOS) or ';'} choose task, domain or class"
+            f"scenario '{scenario}' does not fit here; choose {choice}, and make it of that: perdure.streams.{scenario}"
         )
+    raise UsageError(f"unknown scenario '{scenario}'{nearest(str(scenario), allowed) or ';'} choose {choice}")
 
 
 def draw_plan(
@@ -190,10 +241,12 @@ def draw_plan(
     batch_size: int = 32,
     drop_last: bool = False,
     steps: int | None = None,
+    shuffle: bool = True,
 ) -> Iterator[Tensor]:
     """Yield the batches of `epochs` shuffled passes over `rows` rows, or the first `steps` of as many as they need.
 
-    The draws come from a new generator seeded with `derive(*seed)`.
+    The draws come from a new generator seeded with `derive(*seed)`. Without `shuffle` every pass is the rows in order,
+    made batch by batch, so that no number of rows takes memory.
 
     Raises
     ------
@@ -208,6 +261,8 @@ def draw_plan(
             raise UsageError(f"{name}={value} should not be negative")
     per_pass = count_batches(rows, batch_size, drop_last)
     total = epochs * per_pass if steps is None else steps
+    if not shuffle:
+        return _in_order(rows, batch_size, per_pass, total)
     return _shuffles(rows, batch_size, per_pass, total, generator(*seed))
 
 
@@ -234,6 +289,12 @@ def _shuffles(rows: int, batch_size: int, per_pass: int, total: int, draw: torch
         batches = torch.split(torch.randperm(rows, generator=draw), batch_size)[: min(per_pass, total)]
         yield from batches
         total -= len(batches)
+
+
+def _in_order(rows: int, batch_size: int, per_pass: int, total: int) -> Iterator[Tensor]:
+    for step in range(total):
+        start = step % per_pass * batch_size
+        yield torch.arange(start, min(start + batch_size, rows))
 
 
 def _columns(tasks: Sequence[Task]) -> int:

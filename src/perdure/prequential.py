@@ -1,0 +1,94 @@
+"""Accuracy on what arrives, before it is learned: every new row is a test first and training data afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from perdure.classes import ClassTable
+
+if TYPE_CHECKING:
+    from perdure.batch import Batch
+
+NUMPY_TYPES = (torch.float32, torch.float64)
+
+
+class Prequential:
+    """Counts the current rows that were predicted rightly by the outputs their own step computed before its update.
+
+    A prediction is the largest output among the columns that could be predicted when the batch arrived: those of its
+    task where the scenario tells it, else those of the classes seen before, or all while there are none. On another
+    device than the CPU the count stays there until it is read, so no step waits for it.
+
+    Where a method replaces the step there are no outputs, and where targets are no class columns there is nothing to
+    count: then `correct` is None from there on.
+
+    Source: A. P. Dawid, Present Position and Potential Developments: Some Personal Views: Statistical Theory: The
+    Prequential Approach, 1984.
+    """
+
+    def __init__(self, classes: ClassTable) -> None:
+        self.classes = classes
+        self.rows = 0
+        self._known: int | None = 0
+        self._pending: Tensor | None = None
+        self._columns: tuple[int, ...] = ()
+        self._index: slice | Tensor | None = None
+        self._numpy: slice | npt.NDArray[np.int64] | None = None
+
+    @property
+    def correct(self) -> int | None:
+        """Rows that were predicted rightly so far; reading it waits for the device."""
+        if self._pending is not None and self._known is not None:
+            self._known += int(self._pending)
+        self._pending = None
+        return self._known
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of the rows so far; None without any, or where nothing could be counted."""
+        return self.correct / self.rows if self.rows and self.correct is not None else None
+
+    def ask(self, scenario: str | None, task: int | None) -> None:
+        """Take down which columns can be predicted: before the labels of the batch are known."""
+        known = scenario == "task" and task is not None
+        columns = self.classes.by_task.get(task, ()) if known else self.classes.seen  # type: ignore[arg-type]
+        if columns != self._columns:
+            self._columns, self._index = columns, self.classes.index(columns)
+            self._numpy = np.array(columns) if isinstance(self._index, Tensor) else self._index
+
+    def count(self, batch: Batch, outputs: Tensor | None) -> None:
+        """Compare the predictions for the current rows of a finished step with their targets; `outputs` is detached."""
+        y, rows = batch.now.y, batch.now.size
+        self.rows += rows
+        if self._known is None:
+            return
+        if outputs is None or outputs.dim() != 2 or not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+            self._known = None
+        elif outputs.device.type == "cpu" and outputs.dtype in NUMPY_TYPES:
+            right = self._predicted(outputs.numpy()[:rows], self._numpy) == y.numpy()
+            self._known += int(np.count_nonzero(right))
+        else:
+            found = (self._predicted(outputs[:rows], self._index) == y).sum()
+            self._pending = found if self._pending is None else self._pending.add_(found)
+
+    @staticmethod
+    def _predicted(outputs: Any, index: Any) -> Any:
+        """The column of the largest output of each row among those of the index: of a tensor or an array."""
+        if index is None:
+            return outputs.argmax(1)
+        if isinstance(index, slice):
+            return outputs[:, index].argmax(1) + index.start
+        return index[outputs[:, index].argmax(1)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts."""
+        return {"correct": self.correct, "rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved counts."""
+        self._known, self.rows, self._pending = state["correct"], state["rows"], None
