@@ -24,10 +24,11 @@ from registered import METHODS
 STEPS = {"gdumb", "la_maml", "look_ahead", "mer"}
 PREDICTS = {"gdumb", "icarl", "vcl"}
 DATA = {"bic", "icarl", "vcl", "wa"}
+LOSSES = {"er_ace", "icarl"}
 MASKS = {"hat", "spg"}
 PROJECTS = {"agem", "gem"}
 PENALTIES = {"ewc", "l2", "mas", "si"}
-EXCLUSIVE = (STEPS, PREDICTS, DATA, MASKS, PROJECTS)
+EXCLUSIVE = (STEPS, PREDICTS, DATA, LOSSES, MASKS, PROJECTS, {"hat", "vcl"})
 
 
 def excluded(a: str, b: str) -> bool:

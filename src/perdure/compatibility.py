@@ -72,6 +72,8 @@ def check_methods(methods: Sequence[Method]) -> None:
     masks = sorted(set(names) & set(_MASKS))
     if len(masks) > 1:
         raise IncompatibleError(f"'{masks[0]}' and '{masks[1]}' both mask the same weights; use one of them")
+    if {"hat", "vcl"} <= set(names):
+        raise IncompatibleError("'hat' gates plain layers, and 'vcl' trains mean-field ones; use one of them")
     if "icarl" in names and masks:
         raise IncompatibleError(
             f"'icarl' compares all classes at once, and '{masks[0]}' has other outputs for every task; use one of them"
