@@ -59,7 +59,7 @@ def variants() -> dict[str, Callable[[], object]]:
 
 
 def rows(rounds: int = 21) -> Iterator[Row]:
-    """What the quadprog route takes in multiples of our time, where that package is; then what the check alone takes."""
+    """The quadprog route in multiples of our time, where that package is installed; then what the check alone takes."""
     seconds = interleave(variants(), rounds)
     what, ours = f"{TASKS} x {VALUES:,}", "our projection"
     if "quadprog" in seconds:
