@@ -58,7 +58,7 @@ METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
     "look_ahead": (lambda: LookAhead(capacity=30, inner_steps=2), lambda: LookAhead(capacity=0)),
     "lwf": (LwF, lambda: LwF(strength=0)),
     "mas": (lambda: MAS(strength=0.01), lambda: MAS(strength=0)),
-    "mer": (lambda: MER(capacity=30, batch_size=1, steps=2), lambda: MER(capacity=0)),
+    "mer": (lambda: MER(capacity=30, batch_size=1, steps=1), lambda: MER(capacity=0)),
     "momentum_kd": (MomentumKD, lambda: MomentumKD(strength=0)),
     "replay": (lambda: Replay(capacity=30), lambda: Replay(capacity=0)),
     "si": (lambda: SI(strength=0.1), lambda: SI(strength=0)),

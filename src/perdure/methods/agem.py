@@ -115,9 +115,10 @@ class AGEM(Method):
 
     def _draw(self) -> dict[str, Any] | None:
         """Rows of all finished tasks, and of what came while no task was announced, in proportion; None if none."""
-        old, nameless, count = len(self.memory), len(self.stream), self.batch_size
+        nameless, count = len(self.stream), self.batch_size
         if not nameless:
             return self.memory.draw(count, self.generator)
+        old = len(self.memory)
         share = round(count * nameless / (old + nameless)) if old else count
         drawn: dict[str, Any] = self.stream.sample(share)
         del drawn["slot"]

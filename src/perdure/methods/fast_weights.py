@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from perdure.batch import Batch, Source
 from perdure.parameters import average_over_processes
@@ -113,10 +113,10 @@ def hand_over(learner: Learner, gradient: Tensor, reached: set[str]) -> None:
 def chunks(batch: Batch, count: int, order: Tensor, learner: Learner) -> list[Batch]:
     """The current rows in `order` [rows], cut into at most `count` batches of which each has a mean loss of its own.
 
-    A layer that normalises a batch by itself needs two rows at least.
+    Batch normalisation needs two rows at least.
     """
     source = replace(batch.now, x=take(batch.now.x, order), y=take(batch.now.y, order))
-    least = 2 if any(isinstance(m, _NormBase) and m.training for m in learner.model.modules()) else 1
+    least = 2 if any(isinstance(m, _BatchNorm) and m.training for m in learner.model.modules()) else 1
     count = max(1, min(count, source.size // least))
     bounds = [source.size * i // count for i in range(count + 1)]
     return [_only(source, slice(*pair), batch) for pair in pairwise(bounds)]

@@ -31,8 +31,11 @@ class LookAhead(Method):
 
     First-order look-ahead MAML: La-MAML (Gupta et al. 2020, arXiv 2007.13904) with one rate for all weights; also
     taught as "online meta-learning". The learner's optimizer makes the outer step (Adam with lr 0.001 by default), so
-    its schedule, groups and clipping hold for it. With `inner_lr=0` it is replay with summed losses. Batch
-    normalisation: trial steps leave running statistics alone, the outer pass is a training pass like any other.
+    its schedule, groups and clipping hold for it. With `inner_lr=0` it is replay with summed losses. What is minimised
+    is the loss after the trial steps: where they lead far (a large `inner_lr` times `inner_steps`), the weights before
+    them need not be good for anything.
+
+    Batch normalisation: trial steps leave running statistics alone, the outer pass is a training pass like any other.
 
     Parameters
     ----------
