@@ -71,7 +71,7 @@ def test_the_train_section_reaches_optimizer_and_learner() -> None:
     assert ready.learner.classes.active == "seen"
     assert ready.fit_options == {
         "epochs": 20, "steps": 7, "batch_size": 32, "drop_last": True, "evaluate_every": 3, "checkpoint_every": None,
-        "eval_future": True, "reset_optimizer": True,
+        "eval_future": True, "reset_optimizer": True, "prequential": None,
     }  # fmt: skip
 
 

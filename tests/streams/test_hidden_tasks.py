@@ -146,6 +146,29 @@ def test_columns_that_are_not_consecutive_are_counted_over_their_own() -> None:
     assert counts.correct == 6
 
 
+def test_remembered_rows_behind_the_current_ones_do_not_count() -> None:
+    table = ClassTable("all", torch.device("cpu"))
+    counts = Prequential(table)
+    batch = Batch.current(torch.rand(2, 3), torch.tensor([1, 0]))
+    batch = batch.add("replay", torch.rand(3, 3), torch.tensor([1, 1, 1]))
+    for dtype in (torch.float32, torch.bfloat16):
+        counts.ask("online", None)
+        counts.count(batch, torch.tensor([[0, 1], [1, 0], [1, 0], [1, 0], [1, 0]], dtype=dtype))
+    assert (counts.correct, counts.rows) == (4, 4)
+
+
+def test_a_label_that_had_not_come_could_not_be_predicted() -> None:
+    model = toy_model()
+    with torch.no_grad():
+        model.head.bias[3] = 100.0
+    learner = learner_of(scenario="online", model=model)
+    assert learner.prequential is not None
+    for labels, correct in [([0, 0], 0), ([3, 3], 0), ([3, 0], 1)]:
+        before = learner.prequential.correct
+        learner.step(torch.zeros(2, FEATURES), torch.tensor(labels))
+        assert learner.prequential.correct - before == correct
+
+
 def test_tasks_are_never_announced_and_their_numbers_never_shown() -> None:
     class Spy(Method):
         name = "spy"
