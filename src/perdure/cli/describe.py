@@ -13,8 +13,8 @@ NEEDS = {
     "stores_examples": "to keep raw examples",
 }
 LETTERS = (
-    "Memory counts values of 4 bytes: P weights, k tasks done, T tasks, U gated units; and bytes: M remembered "
-    "examples of D bytes each, C classes. Time is per step beside the step itself."
+    "Memory counts values of 4 bytes: P weights, G weights of a generator, k tasks done, T tasks, U gated units; and "
+    "bytes: M remembered examples of D bytes each, C classes. Time is per step beside the step itself."
 )
 FINETUNE: dict[str, Any] = {
     "name": "finetune",

@@ -69,8 +69,7 @@ class BiC(DistilledExemplars):
     paper: ClassVar[str] = "Wu et al. 2019, arXiv 1905.13260"
     use_when: ClassVar[str] = "as icarl, where the network's own outputs should predict and there are many exemplars"
     cost: ClassVar[str] = (
-        "time: one more forward pass a step, and a pass over the data at a task's end; memory: exemplars and one copy "
-        "of the model"
+        "time: one more forward pass a step, and a pass over the data at a task's end; memory: M D + P"
     )
     owns: ClassVar[tuple[str, ...]] = ("training_data", "predict")
     transient: ClassVar[tuple[str, ...]] = ("_own", "_rows", "_held_out")

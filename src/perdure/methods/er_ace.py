@@ -58,7 +58,7 @@ class ERACE(Remembering):
     summary: ClassVar[str] = "replay in which new classes do not push old ones away"
     paper: ClassVar[str] = "Caccia et al. 2022, arXiv 2104.05025"
     use_when: ClassVar[str] = "as replay, where new classes come unnamed and in one pass"
-    cost: ClassVar[str] = "time: 1 + ratio times a step; memory: capacity examples"
+    cost: ClassVar[str] = "time: 1 + ratio times a step; memory: M D"
     draws: ClassVar[tuple[str, ...]] = ("er_ace",)
     scenarios: ClassVar[frozenset[str]] = frozenset({"task", "class", "online", "blurry"})
     owns: ClassVar[tuple[str, ...]] = ("criterion",)

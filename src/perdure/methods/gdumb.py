@@ -75,7 +75,7 @@ class GDumb(Method):
     summary: ClassVar[str] = "only fill a balanced buffer; train a fresh model on it when asked to predict"
     paper: ClassVar[str] = "Prabhu et al. 2020, ECCV"
     use_when: ClassVar[str] = "as a baseline: a method that keeps as many examples should beat it"
-    cost: ClassVar[str] = "time: nothing a step, a training on the buffer at each query; memory: capacity examples"
+    cost: ClassVar[str] = "time: nothing a step, a training on the buffer at each query; memory: M D"
     stores_examples: ClassVar[bool] = True
     attachable: ClassVar[bool] = False
     owns: ClassVar[tuple[str, ...]] = ("step", "predict")

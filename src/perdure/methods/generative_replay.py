@@ -105,7 +105,7 @@ class GenerativeReplay(Method):
     summary: ClassVar[str] = "train a generator of past inputs and replay what it makes"
     paper: ClassVar[str] = "Shin et al. 2017, arXiv 1705.08690"
     use_when: ClassVar[str] = "no example may be kept and inputs are simple enough to generate, such as digits"
-    cost: ClassVar[str] = "time: at least 4 times a step; memory: a generator, its optimizer, a copy of both networks"
+    cost: ClassVar[str] = "time: at least 4 times a step; memory: P + 4 G"
     needs_boundaries: ClassVar[bool] = True
     transient: ClassVar[tuple[str, ...]] = ("_drawn", "_masks")
 

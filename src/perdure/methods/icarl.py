@@ -76,8 +76,7 @@ class ICaRL(ExemplarMethod):
     paper: ClassVar[str] = "Rebuffi et al. 2017, arXiv 1611.07725"
     use_when: ClassVar[str] = "new classes come unnamed and in tasks, and some examples of each may be kept"
     cost: ClassVar[str] = (
-        "time: one more forward pass a step, and a pass over the data at a task's end; memory: exemplars and one copy "
-        "of the model"
+        "time: one more forward pass a step, and a pass over the data at a task's end; memory: M D + P"
     )
     scenarios: ClassVar[frozenset[str]] = frozenset({"task", "class"})
     owns: ClassVar[tuple[str, ...]] = ("criterion", "predict", "training_data")

@@ -80,9 +80,7 @@ class LaMAML(Method):
     summary: ClassVar[str] = "look-ahead meta-learning with a learned rate for every weight"
     paper: ClassVar[str] = "Gupta et al. 2020, arXiv 2007.13904"
     use_when: ClassVar[str] = "online streams in small batches, some old examples may be kept, and time is no concern"
-    cost: ClassVar[str] = (
-        "time: glances x (1 + chunks (batch + batch_size) / batch) steps; memory: capacity examples, P, 6 P a step"
-    )
+    cost: ClassVar[str] = "time: glances x (1 + chunks (batch + batch_size) / batch) steps; memory: M D + 7 P"
     stores_examples: ClassVar[bool] = True
     owns: ClassVar[tuple[str, ...]] = ("step",)
 

@@ -63,7 +63,7 @@ class LookAhead(Method):
     summary: ClassVar[str] = "look ahead a few steps on the new batch, then step where old and new rows want to go"
     paper: ClassVar[str] = "Gupta et al. 2020, arXiv 2007.13904 (first order, one rate)"
     use_when: ClassVar[str] = "online streams, some old examples may be kept, and a step may take several passes"
-    cost: ClassVar[str] = "time: inner_steps + 1 + ratio times a step; memory: capacity examples and 2 P in a step"
+    cost: ClassVar[str] = "time: inner_steps + 1 + ratio times a step; memory: M D + 2 P"
     stores_examples: ClassVar[bool] = True
     owns: ClassVar[tuple[str, ...]] = ("step",)
 

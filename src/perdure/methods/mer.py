@@ -67,7 +67,7 @@ class MER(Method):
     summary: ClassVar[str] = "replay single examples in sequences and move a part of the way: gradients learn to agree"
     paper: ClassVar[str] = "Riemer et al. 2019, arXiv 1810.11910"
     use_when: ClassVar[str] = "short online streams, some old examples may be kept, and time is no concern"
-    cost: ClassVar[str] = "time: steps (batch_size + 1) single-example steps an example; memory: capacity examples, 3 P"
+    cost: ClassVar[str] = "time: steps (batch_size + 1) single-example steps an example; memory: M D + 3 P"
     stores_examples: ClassVar[bool] = True
     owns: ClassVar[tuple[str, ...]] = ("step",)
 

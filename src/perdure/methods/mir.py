@@ -64,7 +64,7 @@ class MIR(Method):
     paper: ClassVar[str] = "Aljundi et al. 2019, arXiv 1908.04742"
     use_when: ClassVar[str] = "as replay, with few replayed rows a step from a buffer that is much larger"
     cost: ClassVar[str] = (
-        "time: one more step over batch_size rows and two forward passes over the candidates; memory: capacity examples"
+        "time: one more step over batch_size rows and two forward passes over the candidates; memory: M D"
     )
     stores_examples: ClassVar[bool] = True
     # Before penalties are added: the virtual step follows the loss of the current rows alone.

@@ -55,8 +55,7 @@ class WA(DistilledExemplars):
     paper: ClassVar[str] = "Zhao et al. 2020, arXiv 1911.07053"
     use_when: ClassVar[str] = "as icarl, where the network's own outputs should predict"
     cost: ClassVar[str] = (
-        "time: one more forward pass a step, and a pass over the data at a task's end; memory: exemplars and one copy "
-        "of the model"
+        "time: one more forward pass a step, and a pass over the data at a task's end; memory: M D + P"
     )
 
     def training_data(self, task: Task) -> Task:
