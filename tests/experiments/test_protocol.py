@@ -82,6 +82,7 @@ BANDS = {
         task-si 97.7 100.0 97.7 100.0
         task-lwf 98.1 100.0 98.1 100.0
         task-er 97.5 100.0 97.5 100.0
+        task-dgr 98.0 100.0 98.0 100.0
         task-agem 97.1 100.0 97.1 100.0
         class-none 18.4 21.4 18.4 21.4
         class-joint 96.7 99.7 96.7 99.7
@@ -90,6 +91,7 @@ BANDS = {
         class-lwf 19.7 24.1 18.2 25.6
         class-icarl 91.0 94.0 91.0 94.0
         class-er 87.3 90.3 86.5 91.1
+        class-dgr 88.7 92.0 87.6 93.1
         class-agem 39.9 90.3 23.4 100.0
     """,
 }
@@ -217,7 +219,7 @@ def test_rows_without_a_verdict() -> None:
 def test_rows_by_name_and_pattern() -> None:
     protocols = [protocol_of("der-split-mnist"), protocol_of("vandeven-split-mnist")]
     assert choose_rows(protocols, ["er-200", "task-*"])["der-split-mnist"] == ["er-200"]
-    assert len(choose_rows(protocols, ["task-*"])["vandeven-split-mnist"]) == 7
+    assert len(choose_rows(protocols, ["task-*"])["vandeven-split-mnist"]) == 8
     assert len(choose_rows(protocols, [])["der-split-mnist"]) == 41
     with pytest.raises(UnknownNameError, match=r"unknown row 'derp-200'; did you mean 'derpp-200'\?"):
         choose_rows(protocols, ["derp-200"])

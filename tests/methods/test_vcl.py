@@ -190,7 +190,7 @@ def test_refining_leaves_no_trace_and_serves_prediction_until_training_goes_on()
     refined = score()
     learner.begin_task(stream[2])
     assert method.refined is None
-    learner.classes._seen = [0, 1, 2, 3]
+    learner.classes._all = [0, 1, 2, 3]
     assert refined > score() + 0.01, "prediction used the copy, which fits the coresets better"
 
 

@@ -85,14 +85,14 @@ def test_every_class_keeps_the_best_rows_of_the_model_that_its_task_ended_with(w
         assert method.buffer.view("task").tolist() == (method.buffer.view("y") // 2).tolist()
 
 
-def test_a_model_without_features_is_judged_by_its_outputs() -> None:
+def test_a_model_without_features_is_judged_by_what_its_last_layer_sees() -> None:
     model = nn.Sequential(nn.Linear(FEATURES, 7), nn.ReLU(), nn.Linear(7, 6))
     method = Replay(capacity=8, writing="herding")
     learner = perdure.Learner(model, sgd, [method], scenario="class")
     task = toy_stream("class")[0]
     learner.fit_task(task, batch_size=8)
     with torch.no_grad():
-        phi = F.normalize(model(task.train.x))
+        phi = F.normalize(model[:2](task.train.x))
     for label in (0, 1):
         own = (task.train.targets == label).nonzero()[:, 0]
         rows = task.train.x[own[herding(phi[own], 4)]]

@@ -68,7 +68,7 @@ def detect_task_boundary(
     >>> y[30:] = 1 - y[30:]
     >>> model = nn.Linear(2, 2)
     >>> ewc, optimizer = EWC(model, importance=10.0), torch.optim.SGD(model.parameters(), lr=0.3)
-    >>> for task_id, inputs, targets in detect_task_boundary(model, zip(x, y), window_size=10, wrapper=ewc):
+    >>> for task_id, inputs, targets in detect_task_boundary(model, zip(x, y), 10, threshold=0.3, wrapper=ewc):
     ...     loss = ewc.train_step(optimizer, nn.CrossEntropyLoss(), inputs, targets, task_id)
     >>> task_id, ewc.method.importance is not None
     (2, True)

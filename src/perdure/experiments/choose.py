@@ -147,8 +147,8 @@ def choose(needs: Needs) -> tuple[list[Advice], dict[str, str]]:
     """The methods that fit, the one that keeps most first; and why each of the others does not.
 
     >>> fits, others = choose(Needs(scenario="class", examples=False))
-    >>> fits, others["replay"]
-    ([], 'keeps examples of the past')
+    >>> [advice.method for advice in fits], others["replay"]
+    (['generative_replay'], 'keeps examples of the past')
     """
     fits, others = [], {}
     for name in methods.names():
