@@ -43,6 +43,7 @@ BUILD = {
     "agem": lambda: [methods.AGEM(per_task=10)],
     "spg": lambda: [methods.SPG()],
     "hat": lambda: [methods.HAT()],
+    "generative": lambda: [methods.GenerativeReplay(hidden=[16], latent=4, conditional=True)],
     "many": lambda: [methods.LwF(), methods.EWC(strength=1, n_samples=50), methods.DERpp(capacity=30)],
 }
 
@@ -110,6 +111,7 @@ CASES = [
     ("agem", "multi"),
     ("spg", "multi"),
     ("hat", "multi"),
+    ("generative", "growing"),
     ("many", "growing"),
 ]
 

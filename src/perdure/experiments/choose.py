@@ -17,6 +17,7 @@ FLOAT = 4  # bytes
 FINETUNE = "finetune"
 
 VECTORS = {"ewc": 2, "l2": 2, "mas": 2, "si": 3, "rwalk": 4, "lwf": 1, "kd": 1, "spg": 1, "agem": 1, "gem": 1, "vcl": 4}
+VECTORS |= {"generative_replay": 8}  # a generator as large as twice the model, its optimizer, and copies of both
 """State of a method in multiples of the parameters."""
 
 STEPS = {
@@ -29,6 +30,7 @@ STEPS = {
     "der": 2,
     "derpp": 3,
     "vcl": 3,
+    "generative_replay": 5,
     "joint": 1,
 }
 """Time of a step in steps without a method, rounded up from docs/performance.md where it is there; 1.1 otherwise."""
@@ -126,8 +128,8 @@ def choose(needs: Needs) -> tuple[list[Advice], dict[str, str]]:
     """The methods that fit, the one that keeps most first; and why each of the others does not.
 
     >>> fits, others = choose(Needs(scenario="class", examples=False))
-    >>> fits, others["replay"]
-    ([], 'keeps examples of the past')
+    >>> [advice.method for advice in fits], others["replay"]
+    (['generative_replay'], 'keeps examples of the past')
     """
     fits, others = [], {}
     for name in methods.names():
