@@ -52,6 +52,7 @@ BUILD = {
     "bic": lambda: [methods.BiC(capacity=40)],
     "spg": lambda: [methods.SPG()],
     "hat": lambda: [methods.HAT()],
+    "generative": lambda: [methods.GenerativeReplay(hidden=[16], latent=4, conditional=True)],
     "many": lambda: [methods.LwF(), methods.EWC(strength=1, n_samples=50), methods.DERpp(capacity=30)],
 }
 
@@ -130,6 +131,7 @@ CASES = [
     ("bic", "growing"),
     ("spg", "multi"),
     ("hat", "multi"),
+    ("generative", "growing"),
     ("many", "growing"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
 import itertools
 import math
@@ -13,6 +14,7 @@ import pytest
 from perdure import report
 from perdure.comparison import human_bytes, human_seconds, summarise
 from perdure.errors import StorageError, UsageError
+from perdure.pictures import png
 from perdure.report.palette import LEVELS, PAPER, contrast, fill_and_ink, level, styles
 from perdure.report.svg import _apart
 from perdure.results import Results
@@ -107,10 +109,43 @@ def test_the_page_is_well_formed_and_every_name_in_it_is_unique(tmp_path, option
     assert sum("heat" in (found.get("class") or "") for found in pictures) == len(LABELS)
 
 
-def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
-    text = written(tmp_path, groups(), settings={"note": "see https://example.org"})
+def pictured() -> dict[str, list[Results]]:
+    found = groups()
+    for k, result in enumerate(found["replay"]):
+        result.pictures = {"replay": {j: png(np.full((3, 2 + k), j, dtype=np.uint8)) for j in (0, 2, 4)}}
+    return found
+
+
+def test_pictures_stand_in_the_page_as_they_are_with_words_for_those_who_do_not_see_them(tmp_path):
+    found = pictured()
+    page = Page(written(tmp_path, found))
+    shown = [attributes for tag, attributes in page.tags if tag == "img"]
+    kept = found["replay"][0].pictures["replay"]
+    assert [base64.b64decode(img["src"].partition("base64,")[2]) for img in shown] == list(kept.values())
+    assert [img["alt"] for img in shown] == [
+        f"Images that replay replays after task {j + 1}: {2 * j}/{2 * j + 1}" for j in (0, 2, 4)
+    ]
+    assert {(img["width"], img["height"]) for img in shown} == {("2", "3")}
+    assert "replay, seed 0" in page.words()
+    assert "What is replayed" not in Page(written(tmp_path, groups())).words()
+
+
+def test_of_many_pictures_some_are_shown_the_first_and_the_last_among_them(tmp_path):
+    found = groups(1, tasks=30)
+    found["replay"][0].pictures = {"replay": {j: png(np.full((1, 1), j, dtype=np.uint8)) for j in range(30)}}
+    alts = [attributes["alt"] for tag, attributes in Page(written(tmp_path, found)).tags if tag == "img"]
+    assert len(alts) == 10
+    assert "after task 1:" in alts[0]
+    assert "after task 30:" in alts[-1]
+
+
+@pytest.mark.parametrize("made", [groups, pictured])
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path, made):
+    text = written(tmp_path, made(), settings={"note": "see https://example.org"})
     page = Page(text)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "use", "image"}
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "use", "image"}
+    pictures = [found for tag, found in page.tags if tag == "img"]
+    assert all(found.pop("src").startswith("data:image/png;base64,") for found in pictures)
     attributes = {key for _, found in page.tags for key in found}
     assert not [key for key in attributes if key in ("src", "href", "xlink:href") or key.startswith("on")]
     style = text[text.index("<style>") : text.index("</style>")]
@@ -119,6 +154,7 @@ def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
     assert "http" not in text.replace("see https://example.org", "").replace("http-equiv", "")
     policy = next(found["content"] for tag, found in page.tags if found.get("http-equiv"))
     assert policy.startswith("default-src 'none'")
+    assert "img-src data:" in policy
 
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])

@@ -32,6 +32,7 @@ VECTORS = {
     "icarl": 1,
     "wa": 1,
     "bic": 1,
+    "generative_replay": 8,  # a generator as large as twice the model, its optimizer, and copies of both
 }
 """State of a method in multiples of the parameters."""
 
@@ -50,6 +51,7 @@ STEPS = {
     "wa": 1.5,
     "bic": 1.5,
     "vcl": 3,
+    "generative_replay": 5,
     "joint": 1,
 }
 """Time of a step in steps without a method, rounded up from docs/performance.md where it is there; 1.1 otherwise."""
