@@ -37,3 +37,23 @@ def test_it_keeps_the_first_task_and_learns_the_second(script: str, kept: float,
     assert scores[0][0][0] > 0.95
     assert scores[0][-1][0] > scores[1][-1][0] + kept
     assert scores[0][-1][1] > 0.85
+
+
+@pytest.mark.parametrize("exercise", ["methods", "order", "hybrid"])
+def test_the_exercises_print_a_table_and_draw_a_plot(exercise: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "exercises.py"), exercise, "--data", "digits"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "MPLBACKEND": "agg", "MPLCONFIGDIR": str(tmp_path)}
+    command += ["--seeds", "1", "--epochs", "3"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"exercise-{exercise}.png").read_bytes().startswith(b"\x89PNG")
+    lines = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+    named = {
+        "methods": ("fine-tuning", "EWC", "replay", "A-GEM"),
+        "order": ("easy_to_hard", "hard_to_easy", "random"),
+        "hybrid": ("EWC alone", "replay alone", "together"),
+    }[exercise]
+    assert all(any(char.isdigit() for char in lines[name]) for name in named)
+    if exercise == "methods":
+        class_incremental = {name: float(lines[name].split()[-4]) for name in named}
+        assert class_incremental["replay"] > class_incremental["fine-tuning"] + 10
