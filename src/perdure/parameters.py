@@ -355,24 +355,26 @@ class ParameterVector:
             ]
         return self._grads
 
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """The gradient of a scalar, one tensor a name, of the parameters that take part; no `p.grad` changes."""
+        trainable = {name: parameter for name, parameter in self.members.items() if parameter.requires_grad}
+        found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+        return {name: part for name, part in zip(trainable, found, strict=True) if part is not None}
+
     def gradient(self, loss: Tensor, into: Tensor | None = None) -> Tensor:
         """The gradient of a scalar as a vector [P], a new one or `into` (which must be zero between parameters).
 
         No `p.grad` changes, and what took no part gives zero.
         """
-        trainable = [parameter for parameter in self.members.values() if parameter.requires_grad]
-        found = iter(torch.autograd.grad(loss, trainable, allow_unused=True))
+        found = self.gradients(loss)
         vector = torch.zeros_like(self.theta) if into is None else into
-        views, parts = [], []
-        for slot, parameter in zip(self.layout, self.members.values(), strict=True):
-            part = next(found) if parameter.requires_grad else None
-            if part is not None:
-                views.append(slot.view(vector))
-                parts.append(part)
-            elif into is not None:
-                slot.view(vector).zero_()
-        if views:
-            torch._foreach_copy_(views, parts)
+        if into is not None and len(found) < len(self.members):
+            vector.zero_()
+        if found:
+            torch._foreach_copy_(
+                [slot.view(vector) for slot in self.layout if slot.name in found],
+                [found[slot.name] for slot in self.layout if slot.name in found],
+            )
         return vector
 
 

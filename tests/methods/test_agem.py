@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import perdure
 from perdure.memory.buffer import Buffer
 from perdure.methods import AGEM
-from perdure.methods.projection import agem_projection
+from perdure.methods.projection import agem_project, agem_projection
 from perdure.seeding import derive, generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*constrains the gradient:perdure.errors.PerdureWarning")
@@ -240,10 +240,14 @@ def test_it_resumes_on_a_stream_without_tasks(tmp_path: Path) -> None:
     assert torch.equal(learner.parameters.theta, other.parameters.theta)
 
 
-def test_a_result_can_be_written_over_the_gradient() -> None:
-    gradient, reference = torch.tensor([1.0, 2.0]), torch.tensor([-2.0, 0.0])
-    wanted = agem_projection(gradient, reference)
-    assert wanted.tolist() == [0.0, 2.0]
-    assert gradient.tolist() == [1.0, 2.0]
-    assert agem_projection(gradient, reference, out=gradient) is gradient
-    assert gradient.tolist() == [0.0, 2.0]
+def test_a_projection_in_pieces_is_that_of_the_whole() -> None:
+    """Also of a picture's weights in channels_last, whose values lie in another order in memory."""
+    draw = torch.Generator().manual_seed(0)
+    whole, reference = torch.randn(2, 60, generator=draw).unbind()
+    if whole @ reference > 0:
+        reference = -reference
+    wanted = agem_projection(whole, reference)
+    assert not torch.allclose(wanted, whole, atol=0.01)
+    pieces = [whole[:36].clone().view(3, 3, 2, 2).to(memory_format=torch.channels_last), whole[36:].clone()]
+    agem_project(pieces, [reference[:36].view(3, 3, 2, 2), reference[36:]])
+    assert torch.allclose(torch.cat([piece.flatten() for piece in pieces]), wanted, atol=1e-6)

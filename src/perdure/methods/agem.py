@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from perdure.errors import UsageError
@@ -13,7 +12,7 @@ from perdure.memory.buffer import Buffer
 from perdure.memory.task_memory import TaskMemory
 from perdure.methods.base import Method, check_choice, check_count, check_value
 from perdure.methods.gem import quota
-from perdure.methods.projection import agem_projection, reference_gradient, without_idle
+from perdure.methods.projection import agem_project, reference_gradients
 from perdure.methods.replay import class_quota, columns_of
 from perdure.registry import register
 from perdure.seeding import derive
@@ -22,7 +21,6 @@ from perdure.tree import cat
 if TYPE_CHECKING:
     from perdure.batch import Batch
     from perdure.learner import Learner
-    from perdure.parameters import Remap
     from perdure.streams.task import Task
 
 
@@ -67,7 +65,6 @@ class AGEM(Method):
     )
     cost: ClassVar[str] = "time: one pass over batch_size rows a step; memory: M D + P"
     stores_examples: ClassVar[bool] = True
-    transient: ClassVar[tuple[str, ...]] = ("_reference",)
 
     def __post_init__(self) -> None:
         check_count(self.name, "per_task", self.per_task)
@@ -88,15 +85,11 @@ class AGEM(Method):
 
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
-        self._reference: Tensor | None = None
         seed = derive(learner.seed, "buffer", self.name)
         balanced = {"reservoir": "class_balanced", "ring": "class_ring"}
         self.memory = TaskMemory(seed, self.writing if self.per_class is None else balanced[self.writing])
         kept = self.per_task if self.capacity is None else self.capacity
         self.stream = Buffer(kept, seed=derive(seed, "stream"))
-
-    def resize(self, remap: Remap) -> None:
-        self._reference = None
 
     def begin_task(self, task: Task) -> None:
         if self.per_class is not None:
@@ -108,10 +101,12 @@ class AGEM(Method):
         drawn = self._draw()
         if drawn is None:
             return
-        if self._reference is None or self._reference.shape != grad.shape:
-            self._reference = torch.zeros_like(grad)
-        reference = reference_gradient(self.learner, drawn["x"], drawn["y"], drawn["task"], self._reference)
-        agem_projection(grad, without_idle(self.parameters, reference), self.eps, out=grad)
+        found = reference_gradients(self.learner, drawn["x"], drawn["y"], drawn["task"])
+        # What takes no part in this step (another task's head) is moved by no optimizer, so it cannot keep a promise.
+        busy = [name for name, parameter in self.parameters.members.items() if parameter.grad is not None]
+        views, shared = self.parameters.views(grad), [name for name in busy if name in found]
+        if shared:
+            agem_project([views[name] for name in shared], [found[name] for name in shared], self.eps)
 
     def _draw(self) -> dict[str, Any] | None:
         """Rows of all finished tasks, and of what came while no task was announced, in proportion; None if none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,24 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None, i
 
     A new vector, or `into`. No `p.grad` and no running statistics change.
     """
+    with _reference_loss(learner, x, y, tasks) as (loss, scale):
+        gradient = learner.parameters.gradient(loss, into)
+    # The gradient that is projected is the mean over all processes; so is what it is compared with.
+    return average_over_processes(learner.model, gradient if scale is None else gradient.div_(scale))
+
+
+def reference_gradients(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -> dict[str, Tensor]:
+    """`reference_gradient` as one tensor a name, without a copy, of the parameters that take part."""
+    with _reference_loss(learner, x, y, tasks) as (loss, scale):
+        found = learner.parameters.gradients(loss)
+    for part in found.values():
+        average_over_processes(learner.model, part if scale is None else part.div_(scale))
+    return found
+
+
+@contextmanager
+def _reference_loss(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The mean loss on remembered rows, times the loss scale of float16 if there is one, and that scale."""
     y = tree_map(lambda leaf: leaf.to(learner.device), y)
     batch = Batch((Source("memory", x, y, tasks=tasks),), learner.task_index)
     with frozen_statistics(learner.model), private_dropout(learner.model, learner.device):
@@ -33,11 +51,9 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None, i
         loss = learner.criterion(outputs, batch, learner.allowed)
         # The scale stays on the device: reading it would wait for the device at every step.
         scale = None if learner.scaler is None else learner.scaler.scale(torch.ones((), device=learner.device))
-        gradient = learner.parameters.gradient(loss if scale is None else loss * scale, into)
+        yield loss if scale is None else loss * scale, scale
     learner.passes["forward_rows"] += batch.size
     learner.passes["backward_rows"] += batch.size
-    # The gradient that is projected is the mean over all processes; so is what it is compared with.
-    return average_over_processes(learner.model, gradient if scale is None else gradient.div_(scale))
 
 
 @contextmanager
@@ -120,18 +136,28 @@ def gem_projection(memories: Tensor, gradient: Tensor, margin: float = 0.0, eps:
     return torch.addmv(gradient, memories.T, torch.from_numpy(v).to(gradient))
 
 
-def agem_projection(gradient: Tensor, reference: Tensor, eps: float = 0.0, out: Tensor | None = None) -> Tensor:
+def agem_projection(gradient: Tensor, reference: Tensor, eps: float = 0.0) -> Tensor:
     """`gradient` [P] without its part against `reference` [P]; where the two agree, the gradient with the same bits.
 
-    g - (g.r / (r.r + eps)) r if g.r < 0 else g: Chaudhry et al. 2019, arXiv 1812.00420, where eps is 0. The result is a
-    new vector, or `out` (which may be the gradient). Off the CPU the choice is made on the device.
+    g - (g.r / (r.r + eps)) r if g.r < 0 else g: Chaudhry et al. 2019, arXiv 1812.00420, where eps is 0.
     """
-    product = torch.dot(gradient, reference)
-    if gradient.device.type == "cpu":
-        if not product < 0 or not (square := torch.dot(reference, reference)) > 0:
-            return gradient
-        return torch.add(gradient, reference, alpha=-float(product / (square + eps)), out=out)
-    square = torch.dot(reference, reference)
+    projected = gradient.clone()
+    agem_project([projected], [reference], eps)
+    return projected
+
+
+def agem_project(gradients: Sequence[Tensor], references: Sequence[Tensor], eps: float = 0.0) -> None:
+    """`agem_projection` in place, of vectors that come in pieces of equal shapes; off the CPU nothing waits for it."""
+    pairs = [(g.flatten(), r.flatten()) for g, r in zip(gradients, references, strict=True)]
+    product = torch.stack([torch.dot(g, r) for g, r in pairs]).sum()
+    if product.device.type == "cpu" and not product < 0:
+        return
+    square = torch.stack([torch.dot(r, r) for _, r in pairs]).sum()
     violated = (product < 0) & (square > 0)
+    if product.device.type == "cpu":
+        if violated:
+            torch._foreach_add_(list(gradients), list(references), alpha=-float(product / (square + eps)))
+        return
     factor = torch.where(violated, product / (square + eps if eps else square), torch.zeros_like(product))
-    return torch.where(violated, gradient - factor * reference, gradient, out=out)
+    for gradient, reference in zip(gradients, references, strict=True):
+        gradient.copy_(torch.where(violated, gradient - factor * reference, gradient))
