@@ -56,7 +56,7 @@ class Criterion:
             outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
         columns = [allowed(source, outputs.shape[-1]) for source in sources]
         mask: Allowed = columns[0]
-        if len(columns) > 1 and any(
+        if any(c is not mask for c in columns) and any(
             c is not mask if isinstance(c, Tensor) or isinstance(mask, Tensor) else c != mask for c in columns
         ):
             width, device = outputs.shape[-1], outputs.device

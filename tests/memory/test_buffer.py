@@ -7,6 +7,8 @@ import torch
 
 from perdure.errors import DataError, UnknownNameError, UsageError
 from perdure.memory import Buffer
+from perdure.memory.buffer import WRITING
+from perdure.memory.reading import distinct
 from perdure.tree import leaves
 
 
@@ -72,6 +74,44 @@ def test_reading_changes_neither_contents_nor_other_generators():
     for part in (buffer, twin):
         part.add(batch(300, 100))
     assert torch.equal(buffer.view("x"), twin.view("x"))
+
+
+def test_draws_made_ahead_are_those_made_one_by_one_and_do_not_move_the_saved_generator():
+    buffer = filled(capacity=30)
+    one_by_one = torch.Generator()
+    one_by_one.set_state(buffer.state_dict()["read_generator"])
+    sizes = [5] * 9 + [7] * 4 + [5] * 30 + [0, 0, 0, 5, 5, 40, 40, 40]
+    for step, size in enumerate(sizes):
+        assert torch.equal(buffer.sample(size)["slot"], distinct(size, len(buffer), one_by_one))
+        if step % 7 == 3:
+            only = torch.tensor([4, 9, 2, 15])
+            assert torch.equal(buffer.sample(3, where=only)["slot"], only[distinct(3, 4, one_by_one)])
+        if step in (3, 20, 21, 40):
+            assert torch.equal(buffer.state_dict()["read_generator"], one_by_one.get_state())
+        if step == 30:
+            buffer.load_state_dict(buffer.state_dict())
+        if step == 35:
+            buffer.resize(20)
+    assert Buffer(4).sample(3)["slot"].tolist() == Buffer(4).sample(3)["slot"].tolist() == []
+
+
+@pytest.mark.parametrize("writing", list(WRITING))
+def test_reading_changes_nothing_under_any_policy(writing):
+    def offered(buffer: Buffer, start: int) -> None:
+        rows = batch(start, 10)
+        buffer.add(rows | {"loss": rows["y"] / 3})
+
+    buffer, twin = (Buffer(25, writing=writing, seed=2) for _ in range(2))
+    rng = torch.get_rng_state()
+    for step in range(30):
+        offered(buffer, 10 * step)
+        offered(twin, 10 * step)
+        buffer.sample(step % 9)
+        buffer.sample(4, where=buffer.view("y") < 3)
+        buffer.stats()
+        assert all(torch.equal(buffer.view(name), twin.view(name)) for name in twin.columns)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert len(position(buffer.view("x")).unique()) == len(buffer) == 25
 
 
 def test_a_sample_can_be_changed_without_changing_the_buffer():

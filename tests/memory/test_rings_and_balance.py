@@ -93,6 +93,14 @@ def test_greedy_balancing_pushes_out_random_rows_of_the_largest_class():
     assert float(((counts - 750) ** 2 / 750).sum() / 0.5 / 11) < 1 + 4.5 * (2 / 11) ** 0.5
 
 
+def test_a_full_and_even_buffer_is_left_alone_by_more_of_the_same_classes():
+    y = torch.arange(3).repeat(4)
+    buffer = offered(Buffer(10, writing="greedy_balanced"), y)
+    before = buffer.view("x").clone()
+    offered(buffer, torch.arange(3).repeat(50), size=7)
+    assert torch.equal(buffer.view("x"), before)
+
+
 def test_task_balanced_is_the_class_balanced_law_over_tasks():
     y = stream(1, sort=True)
     task, label = Buffer(17, writing="task_balanced", seed=4), Buffer(17, writing="class_balanced", seed=4)

@@ -177,6 +177,21 @@ def test_what_chooses_at_a_tasks_end_needs_its_end_its_data_and_classes() -> Non
     perdure.Learner(toy_model(), sgd, [Replay(writing="greedy_balanced")], scenario="online")
 
 
+def test_a_detector_that_finds_the_tasks_is_enough() -> None:
+    """At an alarm the rows of the task are those that the detector kept from before the change."""
+    draw = torch.Generator().manual_seed(0)
+    method = Replay(capacity=10, writing="herding", batch_size=4)
+    detector = perdure.detection.PageHinkley(threshold=20.0, cool_down=30, min_instances=1)
+    learner = perdure.Learner(toy_model(2), sgd, [method], boundaries=detector)
+    for step in range(150):
+        x = torch.randn(16, FEATURES, generator=draw)
+        learner.step(x, ((x[:, 0] > 0).long() + step // 80) % 2)
+    assert learner.boundaries is not None
+    assert len(learner.boundaries.found) == 1
+    assert method.buffer.stats()["classes"] == {0: 5, 1: 5}
+    assert bool(((method.buffer.view("x")[:, 0] > 0).long() == method.buffer.view("y")).all())
+
+
 def test_methods_that_store_rows_only_after_a_step_refuse_what_needs_more() -> None:
     class Own(Method):
         name = "own"

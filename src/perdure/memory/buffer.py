@@ -386,6 +386,7 @@ class Buffer:
         The rows are copies; those of mapped columns are the rows themselves, to be written to disk before the buffer
         changes (`save_state` copies them file to file, without the memory for them).
         """
+        self.reading.settle(self._reader)
         copied = Tensor.clone if self.folder is None else Tensor.detach
         return {
             "capacity": self._capacity,
@@ -413,6 +414,7 @@ class Buffer:
         if written != self.writing.name:
             raise UsageError(f"the saved buffer was written by '{written}', this one is by '{self.writing.name}'")
         self.writing.load_state_dict(state["writing"])
+        self.reading.settle(self._reader)
         self._writer.set_state(state["write_generator"].cpu())
         self._reader.set_state(state["read_generator"].cpu())
         self.seen, self._limit = int(state["seen"]), state["limit"]

@@ -186,8 +186,12 @@ class Replay(Remembering):
         self.incoming.open(task.index, class_quota(self.name, task, self.per_class))
 
     def on_batch(self, batch: Batch) -> Batch:
-        t = max(1, self.learner.tasks_begun)
-        share = {"pooled": None, "sum": self.weight, "1/t": 1 - 1 / t}[self.weighting]
+        share: float | None = None
+        if self.weighting == "sum":
+            share = self.weight
+        elif self.weighting == "1/t":
+            t = max(1, self.learner.tasks_begun)
+            share = 1 - 1 / t
         if share == 0 or not len(self.buffer):
             return batch
         drawn = self.buffer.sample(draw_size(batch, self.batch_size, self.ratio))
@@ -269,7 +273,8 @@ def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, shar
     if not slots.shape[0]:
         return batch
     # The buffer may live elsewhere: loaded on another machine, or the model has moved since.
-    device = leaves(batch.now.x)[0].device
+    now = batch.now.x
+    device = (now if isinstance(now, Tensor) else leaves(now)[0]).device
     x, y = batch.augmented(to_device(drawn.pop("x"), device)), to_device(drawn.pop("y"), device)
     extras = {key: to_device(value, device) for key, value in drawn.items()}
     if extras.pop("loss", None) is not None:
