@@ -90,6 +90,7 @@ BANDS = {
         class-si 17.3 25.1 14.7 27.7
         class-lwf 19.7 24.1 18.2 25.6
         class-icarl 91.0 94.0 91.0 94.0
+        class-icarl-herding 91.0 94.0 91.0 94.0
         class-er 87.3 90.3 86.5 91.1
         class-dgr 88.7 92.0 87.6 93.1
         class-agem 39.9 90.3 23.4 100.0
@@ -142,11 +143,13 @@ def test_the_quirks_of_the_three_scenarios_code_are_on_by_name_and_off_by_defaul
     assert (er["capacity"], er["per_class"], er["weighting"]) == (None, 100, "1/t")
     icarl = protocol.experiment_of("class-icarl", 2).methods[0].arguments
     assert (icarl["per_class"], icarl["temperature"], icarl["reduce"]) == (100, 2.0, "sum")
+    assert icarl["selection"] == "random"
     black = protocol_of("der-split-mnist").experiment_of("icarl-black-500", 0).methods[0].arguments
     assert (black["cast_exemplars"], black["normalise"]) == (True, False)
     from perdure.methods import AGEM, SI, ICaRL, LwF, Replay
 
     assert (ICaRL().cast_exemplars, ICaRL().normalise, ICaRL().temperature) == (False, True, 1.0)
+    assert ICaRL().selection == "herding"
 
     assert (SI().gradient, SI().clamp, LwF().rescale, LwF().columns) == ("loss", True, True, "old")
     assert (Replay().per_class, Replay().weighting, AGEM().eps, AGEM().per_class) == (None, "pooled", 0.0, None)

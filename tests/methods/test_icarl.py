@@ -187,6 +187,22 @@ def test_the_largest_product_and_the_closest_mean_choose_alike_for_features_of_l
     assert herding(phi, 25, target).tolist() == chosen
 
 
+def test_a_random_selection_is_uniform_and_so_is_what_a_smaller_quota_leaves() -> None:
+    stream, counts = toy_stream("class"), torch.zeros(2, 40)
+    for seed in range(200):
+        method = ICaRL(capacity=18, selection="random")
+        learner = perdure.Learner(toy_model(), sgd, [method], scenario="class", seed=seed)
+        for number, task in enumerate(stream[:2]):
+            learner.begin_task(task)
+            learner.end_task()
+            for label in (0, 1):
+                for row in method.exemplars.rows[label]:
+                    counts[number][(stream[0].train.x == row).all(1)] += 1
+    # 9 and then 4 of 20 rows of a class: 90 and 40 times of 200, with standard deviations of 7.0 and 5.7.
+    assert (counts[0] - 90).abs().max() < 4 * 7.0
+    assert (counts[1] - 40).abs().max() < 4 * 5.7
+
+
 def test_per_class_the_number_stays() -> None:
     learner, _ = trained(capacity=None, per_class=4)
     assert {len(x) for x in learner.methods[0].exemplars.rows.values()} == {4}

@@ -71,6 +71,7 @@ class ExemplarMethod(Method):
     per_class: int | None
     layer: str | None
     normalise: bool = True
+    selection: str = "herding"
 
     needs_boundaries: ClassVar[bool] = True
     needs_task_data: ClassVar[bool] = True
@@ -135,9 +136,14 @@ class ExemplarMethod(Method):
             x = tree_map(Tensor.cpu, x)
             if label in self.exemplars.rows:
                 x = cat([self.exemplars.rows[label], x])
-            features = self.features(x)
-            order = herding(features, quota, self.mean(features))
-            self.exemplars.rows[label] = take(x, order.cpu())
+            self.exemplars.rows[label] = take(x, self._order(x, quota))
+
+    def _order(self, x: Any, quota: int) -> Tensor:
+        """Which rows of a class to keep, the most important first: int64 [min(quota, rows)]."""
+        if self.selection == "random":
+            return torch.randperm(rows(x), generator=self.generator)[:quota]
+        features = self.features(x)
+        return herding(features, quota, self.mean(features)).cpu()
 
     def features(self, x: Any) -> Tensor:
         """Features [rows, d] of stored rows, of length 1 if the method normalises."""

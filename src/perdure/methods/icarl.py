@@ -52,6 +52,8 @@ class ICaRL(ExemplarMethod):
         Over the classes of a row: "mean" or "sum".
     normalise
         Whether features and means have length 1, in herding and in prediction.
+    selection
+        "herding", or "random": a uniform sample of each class, in random order, so that a smaller quota is one too.
     layer
         Name of the layer whose input are the features; by default what the model's method `features` gives, else the
         input of its last linear layer.
@@ -68,6 +70,7 @@ class ICaRL(ExemplarMethod):
     temperature: float = 1.0
     reduce: str = "mean"
     normalise: bool = True
+    selection: str = "herding"
     layer: str | None = None
     use: str = "both"
     cast_exemplars: bool = False
@@ -86,6 +89,7 @@ class ICaRL(ExemplarMethod):
         super().__post_init__()
         check_value(self.name, "temperature", self.temperature, 1e-6)
         check_choice(self.name, "reduce", self.reduce, ("mean", "sum"))
+        check_choice(self.name, "selection", self.selection, ("herding", "random"))
         check_choice(self.name, "use", self.use, ("both", "training", "prediction"))
 
     def has(self, hook: str) -> bool:
