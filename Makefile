@@ -14,7 +14,7 @@ demo: $(VENV)/demo  ## compare five methods on the embedded digits: table, plot 
 	$(BIN)/perdure compare --out runs/demo
 
 test: $(VENV)/test  ## all tests that need no download
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)/lint  ## style and types
 	$(BIN)/ruff check .
