@@ -45,7 +45,7 @@ def test_reads_a_hand_made_file(tmp_path: Path) -> None:
         (bytes([0, 0, 8, 3, 0, 0]), "it is cut off or damaged"),
         (bytes([0, 0, 8, 1, 0, 0, 0, 5, 1, 2]), "should hold 13 bytes for its shape [5] but holds 10"),
         (bytes([0, 0, 8, 1, 0, 0, 0, 1, 1, 2]), "should hold 9 bytes for its shape [1] but holds 10"),
-        (gzip.compress(bytes(1000, mtime=0))[:-9], "complete gzip file"),
+        (gzip.compress(bytes(1000), mtime=0)[:-9], "complete gzip file"),
     ],
 )
 def test_damage_is_named(content: bytes, sentence: str, tmp_path: Path) -> None:
