@@ -11,7 +11,7 @@ import perdure
 from benchmarks.cases import Case, bare, bare_derpp, bare_two_passes
 from benchmarks.rows import Row
 from benchmarks.timing import interleave
-from perdure.methods import AGEM, EWC, L2, MAS, SI, DERpp, LwF, Method, Replay
+from perdure.methods import AGEM, EWC, HAT, L2, MAS, SI, SPG, DERpp, LwF, Method, Replay
 
 
 def learner(case: Case, methods: list[Method], finished: int = 1) -> Callable[[], None]:
@@ -26,6 +26,21 @@ def learner(case: Case, methods: list[Method], finished: int = 1) -> Callable[[]
     def run() -> None:
         for index in plan:
             made.step(case.x.index_select(0, index), case.y.index_select(0, index), index=index)
+
+    return run
+
+
+def told(case: Case, methods: list[Method]) -> Callable[[], None]:
+    """The loop through a learner that is told the task, inside the second task of two columns."""
+    made = perdure.Learner(case.build(), partial(torch.optim.SGD, lr=0.01), methods, scenario="task")
+    first, second = case.y % 2, case.y % 2 + 2
+    made.fit_task("before", (case.x[:256], first[:256]), batch_size=case.batch)
+    made.begin_task("now", (case.x, second), classes=(2, 3))
+    plan = case.plan()
+
+    def run() -> None:
+        for index in plan:
+            made.step(case.x.index_select(0, index), second.index_select(0, index), index=index)
 
     return run
 
@@ -48,12 +63,16 @@ def variants(case: Case) -> dict[str, Callable[[], object]]:
         "agem": learner(case, [AGEM(per_task=256, batch_size=case.batch)]),
         "replay": learner(case, [Replay(capacity=200)]),
         "derpp": learner(case, [DERpp(capacity=200, forward="joint")]),
+        "told": told(case, []),
+        "spg": told(case, [SPG()]),
     }
 
 
 def rows(case: Case) -> Iterator[Row]:
     runs = variants(case)
     convolutional = case.layout == torch.channels_last
+    if not convolutional:  # HAT refuses a network with skip connections
+        runs["hat"] = told(case, [HAT()])
     if convolutional:
         runs["bare NCHW"] = bare(case, layout=torch.contiguous_format)
     seconds = interleave(runs, rounds=49)
@@ -73,8 +92,12 @@ def rows(case: Case) -> Iterator[Row]:
         ("DER++", "derpp", "DER++ by hand", "bare derpp", None),
         ("LwF", "lwf", own, "none", None),
         ("A-GEM", "agem", "by hand, two passes", "bare two passes", 1.10),
+        ("SPG", "spg", "own, task told", "told", 1.30),
+        ("HAT", "hat", "own, task told", "told", 1.30),
     ]
     for what, variant, base, loop, goal in table:
+        if variant not in runs:
+            continue
         yield Row.of(case.name, what, base, seconds, (variant, loop), goal)
     if convolutional:
         yield Row.of(case.name, "fine-tuning (no methods)", "by hand, NCHW", seconds, ("none", "bare NCHW"), 0.75)
