@@ -642,9 +642,11 @@ def test_batch_statistics_are_not_touched_by_labelling() -> None:
     assert learner.model.training
 
 
-def to_bits(x: Tensor) -> Tensor:
-    """Black and white digits: their likelihood says more about a class than that of 8 x 8 grey values."""
-    return (x > 8).float().view(-1, 1, 8, 8) if x.dtype == torch.uint8 else x
+def enlarged(x: Tensor) -> Tensor:
+    """Digits of 16 x 16: their likelihood weighs four times as much beside the divergence, so that codes tell more."""
+    if x.dtype != torch.uint8:
+        return x
+    return (x.float() / 16).view(-1, 1, 8, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def test_after_five_tasks_the_generator_makes_all_digits_and_without_replay_only_the_last(
@@ -652,24 +654,22 @@ def test_after_five_tasks_the_generator_makes_all_digits_and_without_replay_only
 ) -> None:
     """500 images by the class that a judge trained on all digits sees in them."""
     adam = partial(torch.optim.Adam, lr=2e-3, fused=True)
-    whole = perdure.benchmarks.split_digits(tasks=1, prepare=to_bits)
-    judge = perdure.Learner(perdure.models.MLP(64, [50], 10, seed=1), adam)
+    whole = perdure.benchmarks.split_digits(tasks=1, prepare=enlarged)
+    judge = perdure.Learner(perdure.models.MLP(256, [50], 10, seed=1), adam)
     judge.adopt(whole)
     judge.fit_task(whole[0], steps=300, batch_size=64)
-    assert judge.evaluate(whole).class_incremental[0] > 0.88
+    assert judge.evaluate(whole).class_incremental[0] > 0.9
 
     real, found = InputGenerator.learn, {}
     for replays in (True, False):
         if not replays:
             monkeypatch.setattr(InputGenerator, "learn", lambda self, rows: real(self, [(*rows[0][:2], 1.0)]))
-        stream = perdure.benchmarks.split_digits(prepare=to_bits)
-        method = GenerativeReplay(
-            hidden=(128,), latent=8, lr=2e-3, generator_steps=6 if replays else 2, ratio=2.0, balanced=True
-        )
-        learner = perdure.Learner(perdure.models.MLP(64, [50], 10, seed=0), adam, [method])
+        stream = perdure.benchmarks.split_digits(prepare=enlarged)
+        method = GenerativeReplay(hidden=(128,), latent=8, lr=3e-3, generator_steps=2)
+        learner = perdure.Learner(perdure.models.MLP(256, [50], 10, seed=0), adam, [method])
         learner.adopt(stream)
         for task in stream:
-            learner.fit_task(task, steps=120, batch_size=64)
+            learner.fit_task(task, steps=150, batch_size=64)
         found[replays] = torch.bincount(judge.predict(method.maker.show(generator(0), 500)), minlength=10).tolist()
-    assert min(found[True]) >= 10, found
+    assert min(found[True]) >= 8, found
     assert sum(found[False][8:]) > 400, found

@@ -36,7 +36,7 @@ PICTURES = 60
 class GenerativeReplay(Method):
     """Replay inputs that a generator makes, labelled by the model as it was; generator and model learn from them alike.
 
-    loss = 1/t loss(current) + (1 - 1/t) loss(replayed) in the t-th task, for the model and for the generator
+    loss <- 1/t loss(current) + (1 - 1/t) loss(replayed) in the t-th task, for the model and for the generator
 
     The generator is a variational autoencoder. When a task begins, it and the model are copied; the frozen copies make
     and label the replayed rows of the whole task. In the first task nothing is replayed, and the model trains as if
@@ -127,7 +127,7 @@ class GenerativeReplay(Method):
         for width in self.hidden:
             check_count(self.name, "hidden", width, 1)
         if self.snapshot_every is not None:
-            vars(self)["needs_boundaries"] = False
+            vars(self)["needs_boundaries"] = False  # of this object, whatever the class declares
 
     def has(self, hook: str) -> bool:
         return super().has(hook) and 0 not in (self.ratio, self.batch_size)
