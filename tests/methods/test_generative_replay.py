@@ -673,3 +673,36 @@ def test_after_five_tasks_the_generator_makes_all_digits_and_without_replay_only
         found[replays] = torch.bincount(judge.predict(method.maker.show(generator(0), 500)), minlength=10).tolist()
     assert min(found[True]) >= 8, found
     assert sum(found[False][8:]) > 400, found
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_task_that_comes_back_is_not_taken_for_a_past_one(conditional: bool) -> None:
+    stream = perdure.benchmarks.split_digits(scenario="task", tasks=2, repeats=2, seed=0)
+    method = GenerativeReplay(hidden=(16,), latent=4, conditional=conditional)
+    model = perdure.models.MLP(64, [16], 0, head="multi", seed=0)
+    learner = perdure.Learner(model, partial(torch.optim.SGD, lr=0.05), [method])
+    learner.adopt(stream)
+    for task in stream[:2]:
+        learner.fit_task(task, steps=3, batch_size=8)
+    learner.begin_task(stream[2])
+    x, y, *_ = next(stream[2].train.batches(stream.plan(stream[2], steps=1, batch_size=8)))
+    source = method.on_batch(Batch.current(x, y, 2, None, True)).find("generated")
+    assert source is not None
+    assert set(source.tasks.tolist()) == {0, 1}
+
+
+def test_soft_targets_know_nothing_of_columns_that_came_later() -> None:
+    stream = perdure.streams.online(perdure.benchmarks.split_digits(seed=0))
+    method = GenerativeReplay(hidden=(16,), latent=4, targets="soft", snapshot_every=3)
+    model = perdure.models.MLP(64, [16], 0, head="growing", seed=0)
+    learner = perdure.Learner(model, partial(torch.optim.SGD, lr=0.05), [method])
+    learner.fit(stream, batch_size=40)
+    assert learner.parameters.theta.isfinite().all()
+
+
+def test_values_that_leave_the_range_later_in_a_task_are_refused_too() -> None:
+    learner = perdure.Learner(nn.Linear(4, 2), methods=[GenerativeReplay(hidden=(8,), latent=2)], scenario="domain")
+    learner.begin_task("a", (torch.rand(8, 4), torch.arange(8) % 2))
+    learner.step(torch.rand(8, 4), torch.arange(8) % 2)
+    with pytest.raises(DataError, match="set likelihood to 'gaussian'"):
+        learner.step(torch.rand(8, 4) + 3, torch.arange(8) % 2)

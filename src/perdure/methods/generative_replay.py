@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from perdure.batch import Batch, Source
 from perdure.errors import DataError, UsageError
@@ -146,6 +147,7 @@ class GenerativeReplay(Method):
         )
         self.old_model: dict[str, Tensor] | None = None
         self.blocks: list[list[int]] = []
+        self.past: list[int] = []
         self.labels: list[int] = []
         self.generation = 1
         self.checked = False
@@ -166,6 +168,7 @@ class GenerativeReplay(Method):
         self.maker.freeze(self.reset_optimizer)
         self.old_model = frozen_copy(learner.parameters.module)
         by_task = {index: list(c) for index, c in learner.classes.by_task.items() if index != current}
+        self.past = list(by_task)
         if learner.scenario == "task":
             self.blocks = list(by_task.values())
         else:
@@ -243,14 +246,13 @@ class GenerativeReplay(Method):
         learner = self.learner
         if learner.scenario != "task" or (y is None and not learner.forward.depends_on_task):
             return None
-        past = {task: columns for task, columns in learner.classes.by_task.items() if list(columns) in self.blocks}
         if y is not None:
             table = torch.zeros(learner.classes.width, dtype=torch.int64)
-            for task, columns in past.items():
-                table[list(columns)] = task
+            for task, columns in zip(self.past, self.blocks, strict=True):
+                table[columns] = task
             return table.to(y.device)[y]
-        first = int(torch.randint(len(past), (), generator=self.generator))
-        return torch.tensor(list(past))[(torch.arange(count) + first) % len(past)].to(learner.device)
+        first = int(torch.randint(len(self.past), (), generator=self.generator))
+        return torch.tensor(self.past)[(torch.arange(count) + first) % len(self.past)].to(learner.device)
 
     def _ask(self, x: Tensor, tasks: Tensor | None) -> Tensor:
         """The old model's raw outputs [rows, columns]."""
@@ -273,6 +275,8 @@ class GenerativeReplay(Method):
         if source is None or "answers" not in source.extras:
             return None
         ours, answers = batch.part("generated", outputs), source.extras["answers"]
+        # A head that has grown since answers for columns that the old model did not have: nothing is known of them.
+        answers = F.pad(answers, (0, ours.shape[1] - answers.shape[1]))
         weight = 1 - 1 / self.generation
         if self.targets == "hard":
             terms = [self._hard(batch, source, ours, answers, columns) for columns in self._mask(answers.shape[1])]
@@ -303,7 +307,8 @@ class GenerativeReplay(Method):
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
         learner = self.learner
         x, y = learner.forward.inputs(batch.now.x), batch.now.y
-        if not self.checked:
+        # On a GPU each look at the values would have to be waited for.
+        if not self.checked or y.device.type == "cpu":
             self._check(x, y)
         if self.maker.vae is None:
             columns = 0 if learner.stream is None else learner.stream.columns
@@ -326,7 +331,7 @@ class GenerativeReplay(Method):
             self._freeze(None)
 
     def _check(self, x: Any, y: Any) -> None:
-        """Refuse, once a task, what cannot be generated or labelled."""
+        """Refuse what cannot be generated or labelled: at every step, on a GPU once a task."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise DataError(f"{self.name} generates inputs that are one tensor of real numbers, not {kind}; use replay")
