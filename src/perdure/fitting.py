@@ -354,6 +354,7 @@ class _Run:
         parts.append([correct, counts.rows - before[1]])
 
     def _evaluate(self, after: int, step: int | None = None) -> None:
+        trained = sum(method.fit_seconds for method in self.learner.methods)
         clock = time.perf_counter()
         count = None if self.position.plan["eval_future"] else after + 1
         found = evaluate(self.learner, self.stream, count)
@@ -364,6 +365,10 @@ class _Run:
         else:
             self.position.history.append({"task": after, "step": step, "accuracies": scores})
         self._spent("evaluate", clock)
+        # A method that trains when it is asked to predict has trained all the same.
+        trained = sum(method.fit_seconds for method in self.learner.methods) - trained
+        self.position.seconds["train"] += trained
+        self.position.seconds["evaluate"] -= trained
         self._emit(_evaluation_event(found, scores, after, step))
 
     def _picture(self, task: Task) -> None:

@@ -268,3 +268,13 @@ def test_switched_off_it_is_fine_tuning() -> None:
     perdure.Learner(ours, torch.optim.SGD(ours.parameters(), lr=0.1), [GDumb(capacity=0)]).fit(stream, batch_size=8)
     perdure.Learner(plain, sgd).fit(stream, batch_size=8)
     assert same_bits(ours, plain)
+
+
+def test_the_time_of_the_training_on_the_buffer_is_training_time() -> None:
+    stream = perdure.benchmarks.split_digits(seed=0)
+    method = GDumb(capacity=50, epochs=3)
+    learner = perdure.Learner(perdure.models.MLP(64, [16], 10, seed=0), partial(torch.optim.SGD, lr=0.05), [method])
+    results = learner.fit(stream, batch_size=64)
+    assert method.fit_seconds > 0
+    assert results.seconds["train"] >= method.fit_seconds
+    assert results.seconds["evaluate"] > 0

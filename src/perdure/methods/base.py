@@ -100,6 +100,9 @@ class Method:
     task_sums: ClassVar[tuple[str, ...]] = ()
     transient: ClassVar[tuple[str, ...]] = ()
 
+    fit_seconds: float = 0.0
+    """Time spent on training inside `predict`, by a method that trains only when it is asked."""
+
     learner: Learner
     parameters: ParameterVector
     generator: torch.Generator
