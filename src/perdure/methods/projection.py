@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perdure.batch import Batch, Source
 from perdure.methods.loss_scale import finish_gradients, loss_scale
 from perdure.methods.side_passes import frozen_statistics
-from perdure.tree import tree_map
+from perdure.tree import to_device
 
 if TYPE_CHECKING:
     from perdure.learner import Learner
@@ -25,7 +25,8 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None, i
     them.
 
     A new vector, or `into`. No `p.grad` and no running statistics change. Zero, which constrains nothing, where float16
-    overflowed; the loss scale is lowered then.
+    overflowed; the loss scale is lowered then. The learner's augmentation changes remembered rows as it does current
+    ones.
     """
     with _reference_loss(learner, x, y, tasks) as (loss, scale):
         gradient = learner.parameters.gradient(loss, into)
@@ -45,7 +46,7 @@ def reference_gradients(learner: Learner, x: Any, y: Any, tasks: Tensor | None) 
 @contextmanager
 def _reference_loss(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The mean loss on remembered rows, times the loss scale of float16 if there is one, and that scale."""
-    y = tree_map(lambda leaf: leaf.to(learner.device), y)
+    x, y = learner.augmented(to_device(x, learner.device)), to_device(y, learner.device)
     batch = Batch((Source("memory", x, y, tasks=tasks),), learner.task_index)
     with frozen_statistics(learner.model), private_dropout(learner.model, learner.device):
         outputs = learner.forward.batch(batch, learner.shown_task)
