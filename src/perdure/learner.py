@@ -215,8 +215,8 @@ class Learner:
             self.follow_model()
         batch = Batch.current(self._on_device(x), self._on_device(y), self.task_index, index, first_pass)
         if self.augment is not None:
-            now = replace(batch.now, x=self._augmented(batch.now.x), raw=batch.now.x)
-            batch = Batch((now,), batch.task, index, first_pass, augment=self._augmented)
+            now = replace(batch.now, x=self.augmented(batch.now.x), raw=batch.now.x)
+            batch = Batch((now,), batch.task, index, first_pass, augment=self.augmented)
         if self.hooks["step"]:
             loss, outputs = self.hooks["step"][0].step(batch), None
         else:
@@ -238,9 +238,9 @@ class Learner:
             self.boundaries.after_step(batch, outputs, loss)
         return loss
 
-    def _augmented(self, x: Any) -> Any:
-        assert self.augment is not None
-        return self.augment(x, self.augment_generator)
+    def augmented(self, x: Any) -> Any:
+        """Stored rows, changed at random if this run augments its inputs."""
+        return x if self.augment is None else self.augment(x, self.augment_generator)
 
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Accumulate gradients in every `p.grad`; returns the detached loss and outputs of the whole batch."""

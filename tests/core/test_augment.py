@@ -18,7 +18,7 @@ from perdure.batch import Batch
 from perdure.data.examples import Examples
 from perdure.errors import DataError, UnknownNameError, UsageError
 from perdure.experiments.config import Experiment
-from perdure.methods import DER, DERpp, Method, Replay
+from perdure.methods import AGEM, DER, GEM, DERpp, Method, Replay
 from perdure.seeding import generator
 from perdure.streams.task import Stream, Task
 
@@ -103,6 +103,24 @@ def test_every_row_of_a_step_is_changed_and_every_stored_row_is_not(method: Any)
         assert source.x.dtype == torch.uint8
         assert known(source.x, source.y, stream) <= 2  # 1 of 81 is not moved
     assert all(known(batch.now.stored, batch.now.y, stream) == 8 for batch in views.seen)
+
+
+@pytest.mark.parametrize("method", [partial(GEM, per_task=20), partial(AGEM, per_task=20, batch_size=10)])
+def test_reference_gradients_are_of_changed_rows_too_and_new_ones_in_every_step(method: Any) -> None:
+    def moved(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x.float() + 1000 + torch.rand(len(x), 1, 1, generator=generator)
+
+    stream, own, net, seen = image_stream(2), method(), model(), []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    learner = perdure.Learner(net, partial(torch.optim.SGD, lr=1e-9), [own], scenario="class", augment=moved)
+    for task in stream:
+        learner.fit_task(task, batch_size=8)
+    kept = own.memory.finished
+    assert sum(len(memory["y"]) for memory in kept) == 40
+    assert all(known(memory["x"], memory["y"], stream) == 20 for memory in kept)
+    assert len(seen) == 4 + 2 * 4
+    assert all(float(x.min()) >= 1000 for x in seen)
+    assert len(torch.unique(torch.cat([x.flatten(1)[:, 0] for x in seen]))) == sum(map(len, seen))
 
 
 def test_training_equals_a_loop_by_hand_with_a_function_of_ones_own() -> None:

@@ -161,6 +161,16 @@ def test_without_exemplars_it_is_fine_tuning(off: dict[str, Any]) -> None:
     assert same_bits(ours, plain)
 
 
+def test_without_rows_held_out_all_are_trained_on_and_nothing_is_corrected() -> None:
+    learner, method, stream = begun(2, holdout=0.0)
+    assert method._held_out is None
+    exemplars = [tuple(row) for x in method.exemplars.rows.values() for row in x.tolist()]
+    assert sorted(rows_of(learner.task.train)) == sorted(exemplars + rows_of(stream[2].train))
+    learner.end_task()
+    assert (method.correction.factor, method.correction.offset, method.correction.columns) == (1.0, 0.0, [])
+    assert torch.equal(learner.predict(stream[2].test.x), learner.model(stream[2].test.x)[:, :6].argmax(1))
+
+
 def test_refusals() -> None:
     with pytest.raises(perdure.errors.UsageError, match="1 exemplars a class cannot be divided"):
         begun(capacity=2)

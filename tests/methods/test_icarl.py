@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import perdure
 from perdure.data.examples import Examples
 from perdure.memory.selection import herding
-from perdure.methods import ERACE, ICaRL, Joint, Replay
+from perdure.methods import ERACE, WA, BiC, ICaRL, Joint, Replay
 from perdure.methods.features import features_of
 from perdure.methods.icarl import almost_black
 from perdure.methods.side_passes import eval_mode
@@ -131,6 +132,34 @@ def test_the_teacher_keeps_its_bits_and_statistics() -> None:
     teacher = learner.methods[0].teacher
     assert all(torch.equal(teacher[name], end[name]) for name in teacher)
     assert not torch.equal(teacher["body.0.weight"], learner.model.body[0].weight)
+
+
+@pytest.mark.parametrize("method", [ICaRL, WA, BiC])
+def test_between_tasks_no_old_model_is_saved_and_a_resumed_run_is_the_same(method: Any, tmp_path: Path) -> None:
+    stream = toy_stream("class")
+    whole = perdure.Learner(toy_model(norm=True), sgd, [method(capacity=18)], scenario="class")
+    for task in stream[:2]:
+        whole.fit_task(task, batch_size=8)
+    whole.save(tmp_path / "between")
+    assert whole.methods[0].state_dict()["teacher"] is None
+    model = toy_model(norm=True)
+    cut = perdure.Learner.load(tmp_path / "between", model, optimizer=sgd, methods=[method(capacity=18)])
+    x = torch.cat([task.test.x for task in stream[:2]])
+    assert torch.equal(cut.predict(x), whole.predict(x))
+    for learner in (whole, cut):
+        learner.begin_task(stream[2])
+        learner.step(*learner.task.train.gather(torch.arange(8)))
+    saved = cut.methods[0].state_dict()["teacher"]
+    assert all(torch.equal(saved[name], tensor) for name, tensor in whole.methods[0].teacher.items())
+    whole.save(tmp_path / "inside")
+    inside = perdure.Learner.load(
+        tmp_path / "inside", toy_model(norm=True), optimizer=sgd, methods=[method(capacity=18)]
+    )
+    inside.begin_task(stream[2])
+    for learner in (whole, cut, inside):
+        learner.step(*learner.task.train.gather(torch.arange(8, 16)))
+    assert torch.equal(whole.parameters.theta, cut.parameters.theta)
+    assert torch.equal(whole.parameters.theta, inside.parameters.theta)
 
 
 def test_in_pieces_and_beside_replay_the_loss_is_that_of_all_rows() -> None:

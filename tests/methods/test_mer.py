@@ -180,6 +180,74 @@ def test_clipping_holds_for_every_single_step() -> None:
     assert float((learner.parameters.theta - before).norm()) == pytest.approx(5 * 0.01 * 0.1, rel=1e-2)
 
 
+OPTIMIZERS = [
+    sgd,
+    partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1),
+    partial(torch.optim.Adam, lr=0.01),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*plain SGD:perdure.errors.PerdureWarning")
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["sgd", "momentum", "adam"])
+def test_algorithm_7_multiplies_the_learning_rate_whatever_the_optimizer_and_clipping(
+    optimizer: Any, clip: float | None
+) -> None:
+    x, y = toy_stream("class")[0].train.gather(torch.arange(8))
+    ours, theirs = toy_model(), toy_model()
+    method = MER(12, batch_size=1, steps=5, gamma=1.0, algorithm=7)
+    learner = perdure.Learner(ours, optimizer, [method], clip_norm=clip)
+    learner.step(x, y)
+    memory = Buffer(12, seed=derive(0, "buffer", "mer"))
+    made = optimizer(theirs.parameters())
+    rate = made.param_groups[0]["lr"]
+    for i in range(8):
+        current = (x[i : i + 1], y[i : i + 1], 0)
+        for row, target, factor in [(*row[:2], 1) for row in examples(memory, 1)] + [(*current[:2], 5)]:
+            made.param_groups[0]["lr"] = rate * factor
+            made.zero_grad()
+            F.cross_entropy(theirs(row), target).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+            made.step()
+        memory.add({"x": current[0], "y": current[1], "task": 0})
+    assert torch.allclose(weights(ours), weights(theirs), atol=1e-5)
+    assert set(learner.optimizers.learning_rates().values()) == {rate}
+
+
+def test_remembered_rows_are_augmented_as_current_ones_are_and_never_stored_so() -> None:
+    seen: list[Tensor] = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.detach())
+            return super().forward(x)
+
+    def moved(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x + 100 + torch.rand(x.shape, generator=generator)
+
+    method = MER(12, batch_size=3, steps=2)
+    learner = perdure.Learner(Watched(5, 6), partial(torch.optim.SGD, lr=1e-4), [method], augment=moved)
+    x, y = toy_stream("class")[0].train.gather(torch.arange(8))
+    for _ in range(2):
+        learner.step(x, y)
+    assert all(bool((row > 50).all()) for row in seen)
+    assert len({tuple(row.flatten().tolist()) for row in seen}) > 16, "every draw is a view of its own"
+    assert bool((method.buffer.view("x") < 50).all())
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_every_row_that_passes_is_counted(norm: bool) -> None:
+    x, y = toy_stream("class")[0].train.gather(torch.arange(8))
+    model, passed = toy_model(norm=norm), []
+    model.register_forward_hook(lambda module, inputs, output: passed.append(len(output)))
+    learner = perdure.Learner(model, sgd, [MER(12, batch_size=3, steps=2)])
+    for _ in range(2):
+        learner.step(x, y)
+    assert learner.passes["forward_rows"] == sum(passed)
+    assert learner.passes["backward_rows"] == sum(passed) - (16 if norm else 0)
+
+
 def test_what_it_cannot_work_with_is_said_before_training() -> None:
     with pytest.raises(perdure.errors.IncompatibleError, match="both own step"):
         perdure.Learner(toy_model(), sgd, [MER(), LaMAML()])

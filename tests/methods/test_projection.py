@@ -198,6 +198,13 @@ def test_a_reference_of_zero_changes_nothing() -> None:
     assert torch.equal(agem_projection(gradient, torch.zeros(5)), gradient)
 
 
+@pytest.mark.parametrize("reference", [[-float("inf"), 0.0], [float("nan"), -1.0], [-1e30, 0.0], [-3e38, -3e38]])
+def test_what_is_not_finite_is_projected_on_nothing(reference: list[float]) -> None:
+    """Neither an infinite reference nor a finite one whose square is infinite."""
+    gradient = torch.tensor([1.0, 1.0])
+    assert torch.equal(agem_projection(gradient, torch.tensor(reference)), gradient)
+
+
 def test_agem_projection_with_a_constant_in_the_denominator() -> None:
     gradient, reference = torch.tensor([1.0, 2.0]), torch.tensor([-0.5, 0.0])
     assert agem_projection(gradient, reference, 0.25).tolist() == [0.5, 2.0]

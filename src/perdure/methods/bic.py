@@ -47,7 +47,8 @@ class BiC(DistilledExemplars):
     temperature, rescale, replayed
         See `LwF`.
     holdout
-        Share of the exemplars that are kept from the training, and with as many new rows find the correction.
+        Share of the exemplars that are kept from the training, and with as many new rows find the correction: at least
+        one of every class. 0: none are, and nothing is corrected.
     decay
         Pull of the correction towards none: decay / 2 * ((a - 1)^2 + b^2) is added to the mean cross-entropy.
     """
@@ -90,8 +91,8 @@ class BiC(DistilledExemplars):
     def training_data(self, task: Task) -> Task:
         own = self._own = self.own_data(task)
         self._held_out = None
-        if not len(self.exemplars):
-            return self.joined(task, own, None)
+        if not len(self.exemplars) or not self.holdout:
+            return self.joined(task, own, self.exemplars.examples())
         per_class = min(rows(x) for x in self.exemplars.rows.values())
         count = max(1, round(self.holdout * per_class))
         if count >= per_class:

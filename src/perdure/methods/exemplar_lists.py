@@ -97,6 +97,12 @@ class ExemplarMethod(Method):
         super().setup(learner)
         self.exemplars = Exemplars()
 
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self.learner.task is None:
+            state["teacher"] = None  # the next task begins with a copy of the model as it is now
+        return state
+
     def own_data(self, task: Task) -> Examples:
         """The task's own examples, checked."""
         if self.learner.forward.depends_on_task:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from perdure.batch import Batch, Source
+from perdure.methods.loss_scale import loss_scale
 from perdure.parameters import average_over_processes
 from perdure.tree import take
 
@@ -39,11 +40,6 @@ def leaves_of(learner: Learner, vector: Tensor) -> dict[str, Tensor]:
         for slot, parameter in zip(learner.parameters.layout, learner.parameters.members.values(), strict=True)
         if parameter.requires_grad
     }
-
-
-def loss_scale(learner: Learner) -> Tensor | None:
-    """The factor on losses under float16, on the device: reading it would wait for the device."""
-    return None if learner.scaler is None else learner.scaler.scale(torch.ones((), device=learner.device))
 
 
 class FastWeights:

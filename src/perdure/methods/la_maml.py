@@ -12,7 +12,8 @@ from torch import Tensor
 from perdure.errors import UsageError
 from perdure.memory.buffer import Buffer
 from perdure.methods.base import Method, check_choice, check_count, check_value
-from perdure.methods.fast_weights import FastWeights, chunks, hand_over, leaves_of, loss_at, loss_scale
+from perdure.methods.fast_weights import FastWeights, chunks, hand_over, leaves_of, loss_at
+from perdure.methods.loss_scale import loss_scale
 from perdure.methods.replay import add_drawn, columns_of
 from perdure.methods.side_passes import frozen_statistics
 from perdure.parameters import average_over_processes

@@ -32,10 +32,10 @@ class MER(Method):
     different examples are rewarded for agreeing (Reptile).
 
     Riemer et al. 2019, arXiv 1810.11910. Algorithm 1 is the above, the current example first. Algorithm 6 has the
-    current example last and gamma instead of beta. Algorithm 7 has one sequence, the current example last with its loss
-    times `steps`. The learner's optimizer makes the single steps, plain SGD in the paper (lr 0.03 to 0.1), with its
-    clipping; a schedule advances once a batch. An example is remembered once it is learned, so cutting the stream into
-    other batches changes nothing.
+    current example last and gamma instead of beta. Algorithm 7 has one sequence, the current example last with
+    `steps` times the learning rate. The learner's optimizer makes the single steps, plain SGD in the paper (lr 0.03 to
+    0.1), with its clipping; a schedule advances once a batch. An example is remembered once it is learned, so cutting
+    the stream into other batches changes nothing.
 
     Batch normalisation: one row cannot be normalised by itself, so the steps normalise by running statistics, which
     learn from the current rows in a pass of their own. Weights alone are interpolated, never statistics or counters.
@@ -47,7 +47,8 @@ class MER(Method):
     batch_size
         Remembered examples in a sequence; 0 switches the method off.
     steps
-        Sequences for every current example (with algorithm 7: the factor on its loss); 0 switches the method off.
+        Sequences for every current example (with algorithm 7: the factor on its learning rate); 0 switches the method
+        off.
     beta
         Part of the way of every sequence (algorithm 1).
     gamma
@@ -100,6 +101,7 @@ class MER(Method):
         if any_layer:
             with torch.no_grad(), private_dropout(learner.model, learner.device):
                 learner.forward.batch(batch, learner.shown_task)
+            learner.passes["forward_rows"] += batch.size
         with running_statistics(learner.model):
             losses = [
                 self._learn(replace(batch.now.piece(slice(i, i + 1)), whole=None), batch) for i in range(batch.size)
@@ -112,25 +114,24 @@ class MER(Method):
         theta = self.parameters.theta
         gamma = (1.0 if self.algorithm == 1 else 0.3) if self.gamma is None else self.gamma
         within, across = (self.beta, gamma) if self.algorithm == 1 else (gamma, 1.0)
-        if self.algorithm == 7:
-            current = replace(current, share=float(self.steps))
         losses, start = [], theta.clone()
         for _ in range(1 if self.algorithm == 7 else self.steps):
             before = theta.clone()
-            remembered = self._remembered()
+            remembered = self._remembered(batch)
             sequence = [current, *remembered] if self.algorithm == 1 else [*remembered, current]
             for source in sequence:
-                loss = self._descend(source, batch)
+                last = self.algorithm == 7 and source is current
+                loss = self._descend(source, batch, float(self.steps) if last else 1.0)
                 if source is current:
-                    losses.append(loss / (current.share or 1.0))
+                    losses.append(loss)
             torch.lerp(before, theta, within, out=theta)
         torch.lerp(start, theta, across, out=theta)
         if batch.first_pass:
             self.buffer.add(columns_of(current, batch.task))
         return losses[0]
 
-    def _remembered(self) -> list[Source]:
-        """Examples from the memory, one a source."""
+    def _remembered(self, batch: Batch) -> list[Source]:
+        """Examples from the memory, one a source, changed at random if the current rows are."""
         if not len(self.buffer):
             return []
         drawn: dict[str, Any] = self.buffer.sample(self.batch_size)
@@ -138,14 +139,17 @@ class MER(Method):
         drawn = {name: to_device(column, self.learner.device) for name, column in drawn.items() if name != "task"} | {
             "task": drawn["task"]
         }
+        drawn["x"] = batch.augmented(drawn["x"])
         rows = [take(drawn, slice(i, i + 1)) for i in range(len(drawn["task"]))]
         return [Source("replay", row["x"], row["y"], tasks=row["task"]) for row in rows]
 
-    def _descend(self, source: Source, batch: Batch) -> Tensor:
-        """One step on one example; returns its loss."""
+    def _descend(self, source: Source, batch: Batch, factor: float) -> Tensor:
+        """One step on one example, with `factor` times the learning rate; returns its loss."""
         learner = self.learner
         learner.parameters.release()
         learner.optimizers.release()
         loss, _ = learner.backward(Batch((source,), batch.task))
-        learner.apply_gradient()
+        # Not the loss times the factor: momentum would keep it for later steps, clipping and Adam would take it back.
+        with learner.optimizers.times(factor):
+            learner.apply_gradient()
         return loss

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from perdure.batch import Batch, Source
 from perdure.methods.base import Method, check_count, check_value
+from perdure.methods.loss_scale import finish_gradients, loss_scale
 from perdure.methods.projection import private_dropout
 from perdure.methods.replay import check_buffer, columns_of, make_buffer
 from perdure.methods.side_passes import eval_mode
-from perdure.parameters import average_over_processes
 from perdure.registry import register
 from perdure.tree import take, to_device
 
@@ -169,11 +169,12 @@ class MIR(Method):
         with private_dropout(learner.model, learner.device):
             outputs = learner.forward.batch(batch, learner.shown_task)
             loss = learner.criterion(outputs, batch, learner.allowed)
-            scale = None if learner.scaler is None else learner.scaler.scale(torch.ones((), device=learner.device))
+            scale = loss_scale(learner)
             gradient = self.parameters.gradient(loss if scale is None else loss * scale)
         learner.passes["forward_rows"] += source.size
         learner.passes["backward_rows"] += source.size
-        grad.add_(average_over_processes(learner.model, gradient if scale is None else gradient.div_(scale)))
+        finish_gradients(learner, [gradient], scale)
+        grad.add_(gradient)
         views = self.parameters.views(grad)
         for name, parameter in self.parameters.members.items():
             # Another task's head, idle in the current rows' pass, moves if replayed rows went through it.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from perdure.batch import Batch, Source
+from perdure.methods.loss_scale import finish_gradients, loss_scale
 from perdure.methods.side_passes import frozen_statistics
-from perdure.parameters import average_over_processes
-from perdure.tree import tree_map
+from perdure.tree import to_device
 
 if TYPE_CHECKING:
     from perdure.learner import Learner
@@ -24,33 +24,34 @@ def reference_gradient(learner: Learner, x: Any, y: Any, tasks: Tensor | None, i
     """Gradient [P] of the mean loss on remembered rows, each scored on its own task's columns where the scenario has
     them.
 
-    A new vector, or `into`. No `p.grad` and no running statistics change.
+    A new vector, or `into`. No `p.grad` and no running statistics change. Zero, which constrains nothing, where float16
+    overflowed; the loss scale is lowered then. The learner's augmentation changes remembered rows as it does current
+    ones.
     """
     with _reference_loss(learner, x, y, tasks) as (loss, scale):
         gradient = learner.parameters.gradient(loss, into)
     # The gradient that is projected is the mean over all processes; so is what it is compared with.
-    return average_over_processes(learner.model, gradient if scale is None else gradient.div_(scale))
+    finish_gradients(learner, [gradient], scale)
+    return gradient
 
 
 def reference_gradients(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -> dict[str, Tensor]:
     """`reference_gradient` as one tensor a name, without a copy, of the parameters that take part."""
     with _reference_loss(learner, x, y, tasks) as (loss, scale):
         found = learner.parameters.gradients(loss)
-    for part in found.values():
-        average_over_processes(learner.model, part if scale is None else part.div_(scale))
+    finish_gradients(learner, list(found.values()), scale)
     return found
 
 
 @contextmanager
 def _reference_loss(learner: Learner, x: Any, y: Any, tasks: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The mean loss on remembered rows, times the loss scale of float16 if there is one, and that scale."""
-    y = tree_map(lambda leaf: leaf.to(learner.device), y)
+    x, y = learner.augmented(to_device(x, learner.device)), to_device(y, learner.device)
     batch = Batch((Source("memory", x, y, tasks=tasks),), learner.task_index)
     with frozen_statistics(learner.model), private_dropout(learner.model, learner.device):
         outputs = learner.forward.batch(batch, learner.shown_task)
         loss = learner.criterion(outputs, batch, learner.allowed)
-        # The scale stays on the device: reading it would wait for the device at every step.
-        scale = None if learner.scaler is None else learner.scaler.scale(torch.ones((), device=learner.device))
+        scale = loss_scale(learner)
         yield loss if scale is None else loss * scale, scale
     learner.passes["forward_rows"] += batch.size
     learner.passes["backward_rows"] += batch.size
@@ -139,7 +140,8 @@ def gem_projection(memories: Tensor, gradient: Tensor, margin: float = 0.0, eps:
 def agem_projection(gradient: Tensor, reference: Tensor, eps: float = 0.0) -> Tensor:
     """`gradient` [P] without its part against `reference` [P]; where the two agree, the gradient with the same bits.
 
-    g - (g.r / (r.r + eps)) r if g.r < 0 else g: Chaudhry et al. 2019, arXiv 1812.00420, where eps is 0.
+    g - (g.r / (r.r + eps)) r if g.r < 0 else g: Chaudhry et al. 2019, arXiv 1812.00420, where eps is 0. It stays g
+    where either product is not finite, which no projection repairs.
     """
     projected = gradient.clone()
     agem_project([projected], [reference], eps)
@@ -153,7 +155,7 @@ def agem_project(gradients: Sequence[Tensor], references: Sequence[Tensor], eps:
     if product.device.type == "cpu" and not product < 0:
         return
     square = torch.stack([torch.dot(r, r) for _, r in pairs]).sum()
-    violated = (product < 0) & (square > 0)
+    violated = (product < 0) & (square > 0) & product.isfinite() & square.isfinite()
     if product.device.type == "cpu":
         if violated:
             torch._foreach_add_(list(gradients), list(references), alpha=-float(product / (square + eps)))
