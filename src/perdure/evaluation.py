@@ -79,11 +79,21 @@ def evaluate(learner: Learner, stream: Stream, tasks: int | None = None) -> Eval
 
 def _batch_size(learner: Learner, stream: Stream) -> int:
     first, forward = stream[0], learner.forward
-    unknown = forward.depends_on_task and not any(column in learner.classes.seen for column in first.classes)
+    unknown = forward.depends_on_task and not _begun(learner, stream, first)
     if unknown or learner.hooks["predict"] or first.test is None or not len(first.test):
         return forward.widest_batch
     few, _ = first.test.gather(torch.arange(min(2, len(first.test))))
     return forward.batch_size(few, first.index if stream.scenario == "task" else None)
+
+
+def _begun(learner: Learner, stream: Stream, task: Task) -> bool:
+    """Whether the task may be asked for: its index has begun where tasks are told, else a class of it has come.
+
+    A task that comes back has a new index, so its classes may be known before it begins.
+    """
+    if stream.scenario == "task":
+        return task.index in learner.classes.by_task
+    return any(column in learner.classes.seen for column in task.classes)
 
 
 def _predictions(learner: Learner, stream: Stream, task: Task, batch_size: int) -> tuple[Tensor | None, Tensor | None]:
@@ -91,7 +101,7 @@ def _predictions(learner: Learner, stream: Stream, task: Task, batch_size: int) 
     known = any(column in learner.classes.seen for column in task.classes)
     shared = stream.shares_classes
     owner = learner.hooks["predict"]
-    if not known and not shared and (owner or learner.forward.depends_on_task):
+    if not _begun(learner, stream, task) and not shared and (owner or learner.forward.depends_on_task):
         return None, None
     seen = () if shared and not known else learner.classes.seen
     columns = seen if shared else task.classes

@@ -95,7 +95,8 @@ def fit(
         on an online or blurry stream. The order of the data and the evaluations are the same either way.
     prequential
         Whether right predictions of new rows, made before the update that uses them, are counted; by default on online
-        and blurry streams.
+        and blurry streams. They are the outputs of the training step itself, of augmented rows if the learner augments,
+        and are not counted where a method replaces the step or the prediction.
 
     Raises
     ------
@@ -179,7 +180,7 @@ def fit_task(
             raise UsageError(f"fit_task('{task}') needs the task's examples; pass arrays, a data set or a path")
         examples = as_examples(data)
         if not classes and not examples.targets.is_floating_point() and examples.targets.dim() == 1:
-            classes = torch.unique(examples.targets).tolist()
+            classes = [label for label in torch.unique(examples.targets).tolist() if label >= 0]
         task = Task(learner.tasks_begun, task, examples, None, tuple(classes))
     learner.begin_task(task)
     assert learner.task is not None

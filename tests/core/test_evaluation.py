@@ -1,5 +1,10 @@
 """Evaluation goes through the model in batches that fit a cache, and nobody can tell from the answers."""
 
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,3 +75,36 @@ def test_a_wrapped_model_is_asked_for_its_activations_unwrapped() -> None:
     assert learner.forward.batch_size(torch.rand(2, 64)) == 256
     assert unwrap(wrapped) is inner
     assert not calls, "a compiled wrapper would be compiled anew for the two rows"
+
+
+def coming_back() -> Any:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(48, 6, generator=draw), torch.arange(48) % 4
+    return perdure.streams.repeated(perdure.streams.task_incremental((x, y), tasks=2), repeats=2)
+
+
+@pytest.mark.parametrize(
+    ("head", "methods"),
+    [
+        ("multi", []),
+        ("multi", [perdure.methods.GDumb(20, epochs=2)]),
+        ("wide", [perdure.methods.GDumb(20, epochs=2)]),
+        ("wide", [perdure.methods.ICaRL(20)]),
+    ],
+)
+def test_a_task_that_comes_back_is_asked_for_from_its_own_beginning_on(head: str, methods: list[Any]) -> None:
+    """Its classes are known before that, but there is no head of its index and no method has heard of it."""
+    model = perdure.models.MLP(6, [8], 4 if head == "wide" else 0, head=head, seed=0)
+    learner = perdure.Learner(model, partial(torch.optim.SGD, lr=0.05), [deepcopy(method) for method in methods])
+    results = learner.fit(coming_back(), batch_size=12)
+    assert np.isnan(results.untrained).all()
+    asked = [[index <= after for index in range(4)] for after in range(4)]
+    assert (~np.isnan(results.matrix)).tolist() == asked
+
+
+def test_a_shared_head_is_scored_on_tasks_that_have_not_come_back_yet() -> None:
+    learner = perdure.Learner(perdure.models.MLP(6, [8], 4, seed=0), partial(torch.optim.SGD, lr=0.05))
+    results = learner.fit(coming_back(), batch_size=12)
+    assert not np.isnan(results.matrix).any()
+    assert results.class_incremental is not None
+    assert not np.isnan(results.class_incremental["matrix"][1]).any(), "all classes have come with the second task"

@@ -97,3 +97,23 @@ def test_losses_have_to_be_given_and_buffers_are_not_merged():
     one = offered(Buffer(3, writing="loss_aware"), torch.ones(5), 5)
     with pytest.raises(UsageError, match="cannot be merged; merge reservoirs"):
         one.merge(offered(Buffer(3, writing="loss_aware"), torch.ones(5), 5))
+
+
+def test_a_batch_is_read_once_however_many_of_its_rows_enter():
+    class Counted(torch.Tensor):
+        reads = 0
+
+        def __float__(self):
+            raise AssertionError("every number would be waited for")
+
+        def tolist(self):
+            Counted.reads += 1
+            return super().tolist()
+
+    loss = torch.rand(300, generator=torch.Generator().manual_seed(2))
+    plain, counted = (offered(Buffer(25, writing="loss_aware", seed=4), loss[:25], 25) for _ in range(2))
+    offered(plain, loss, 275, start=25)
+    counted.add({"x": torch.arange(25, 300), "loss": loss[25:].as_subclass(Counted)})
+    assert Counted.reads == 1
+    assert torch.equal(plain.view("x"), counted.view("x"))
+    assert (plain.view("x") >= 25).sum() > 5

@@ -102,6 +102,20 @@ def test_blurry_phases_of_equal_tasks_are_foreign_by_the_share() -> None:
         assert abs(float(foreign.double().mean()) - 0.3) < 0.01
 
 
+def test_a_part_of_a_stream_is_blurred_by_its_own_tasks() -> None:
+    base = numbered([40, 40, 40])
+    part = base.replace(base[1:])
+    phases = blurry(part, share=0.25)
+    assert [phase.index for phase in phases] == [1, 2]
+    assert sorted(row for rows in arrived(phases) for row in rows) == list(range(40, 120))
+    assert [
+        sum(row // 40 == phase.index for row in rows) for phase, rows in zip(phases, arrived(phases), strict=True)
+    ] == [
+        30,
+        30,
+    ]
+
+
 def test_a_phase_of_domains_is_blurred_by_rows_of_the_others() -> None:
     phases = blurry(numbered([100, 100], scenario="domain"), share=0.2)
     assert phases.shares_classes

@@ -40,6 +40,7 @@ class LossAware(WritingPolicy):
             raise UsageError("the loss_aware writing policy needs the loss of every row in column 'loss' [rows]")
         placed: dict[int, int] = {}
         losses: np.ndarray | None = None
+        new: list[float] = []
         filled = len(buffer)
         for row, u in enumerate(self._uniforms.take(count, generator)):
             slot = filled
@@ -49,9 +50,10 @@ class LossAware(WritingPolicy):
                 if scaled >= capacity:
                     continue
                 if losses is None:
-                    losses = _held(buffer, offered, placed)
+                    new = offered.tolist()  # once: from another device every number would be waited for
+                    losses = _held(buffer, new, placed)
                 slot = chosen(losses, scaled / capacity)
-                losses[slot] = float(offered[row])
+                losses[slot] = new[row]
             else:
                 filled += 1
             placed[slot] = row
@@ -81,11 +83,11 @@ class LossAware(WritingPolicy):
         self._uniforms.block, self._uniforms.used = state["uniforms"].clone(), 0
 
 
-def _held(buffer: Buffer, offered: Tensor, placed: Mapping[int, int]) -> np.ndarray:
+def _held(buffer: Buffer, offered: list[float], placed: Mapping[int, int]) -> np.ndarray:
     """The losses of all stored rows, those of this batch among them, float64 [capacity]."""
     losses = buffer.columns["loss"].double().cpu().numpy().copy()
     for slot, row in placed.items():
-        losses[slot] = float(offered[row])
+        losses[slot] = offered[row]
     return np.asarray(losses)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from perdure.memory.buffer import Buffer
+from perdure.memory.columns import present
 from perdure.seeding import derive
-from perdure.tree import cat, leaves, take, tree_map
+from perdure.tree import cat, leaves, take, to_device, tree_map
 
 
 class TaskMemory:
@@ -41,8 +42,9 @@ class TaskMemory:
     def close(self) -> None:
         """The task is over: its sample becomes part of the memory."""
         if self.current is not None and len(self.current):
-            names = ("x", "y", "task")
-            self.finished.append({n: tree_map(torch.clone, self.current.view(n)) for n in names})
+            kept = {name: tree_map(torch.clone, self.current.view(name)) for name in ("x", "y", "task")}
+            # A memory that was loaded elsewhere may lie on another device than the rows that come now.
+            self.finished.append(_moved(kept, _devices(self.finished[0] if self.finished else kept)))
             self._all = None
         self.current = None
 
@@ -66,15 +68,24 @@ class TaskMemory:
 
     def state_dict(self) -> dict[str, Any]:
         current = None if self.current is None else self.current.state_dict()
-        device = str(leaves(self.finished[0]["x"])[0].device) if self.finished else "cpu"
-        return {"finished": self.finished, "device": device, "current": current, "opened": list(self._opened)}
+        devices = {name: str(device) for name, device in _devices(self.finished[0] if self.finished else {}).items()}
+        return {"finished": self.finished, "devices": devices, "current": current, "opened": list(self._opened)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        device = state["device"] if torch.cuda.is_available() else "cpu"
+        devices = {name: present(device) for name, device in state["devices"].items()}
         # Copies: a tensor that was read from a file may lie where kernels round differently.
-        self.finished = [tree_map(lambda leaf: leaf.to(device, copy=True), memory) for memory in state["finished"]]
+        self.finished = [tree_map(torch.clone, _moved(memory, devices)) for memory in state["finished"]]
         self.current, self._all = None, None
         if state["current"] is not None:
             self.open(*state["opened"])
             assert self.current is not None
             self.current.load_state_dict(state["current"])
+
+
+def _devices(columns: dict[str, Any]) -> dict[str, torch.device]:
+    """Where each column lives: task numbers may be on the CPU while the inputs are not."""
+    return {name: leaves(column)[0].device for name, column in columns.items()}
+
+
+def _moved(columns: dict[str, Any], devices: dict[str, torch.device]) -> dict[str, Any]:
+    return {name: to_device(column, devices[name]) for name, column in columns.items()}

@@ -96,14 +96,14 @@ def blurry(stream: Stream, *, share: float = 0.1) -> Stream:
         return stream.replace(stream.tasks, scenario="blurry")
     dealt: list[list[Tensor]] = [[] for _ in range(count)]
     start = 0
-    for task in stream:
-        draw = generator(stream.seed, "blurry", task.index)
-        others = torch.tensor([phase for phase in range(count) if phase != task.index])
+    for position, task in enumerate(stream):  # the place in this stream: an index may be that in a longer one
+        draw = generator(stream.seed, "blurry", position)
+        others = torch.tensor([phase for phase in range(count) if phase != position])
         turn = int(torch.randint(count - 1, (), generator=draw))
         for rows in by_class(task.train.targets):
             rows = start + rows[torch.randperm(len(rows), generator=draw)]
             away = round(share * len(rows))
-            dealt[task.index].append(rows[away:])
+            dealt[position].append(rows[away:])
             to = others[(turn + torch.arange(away)) % (count - 1)]
             for phase in others.tolist():
                 dealt[phase].append(rows[:away][to == phase])
