@@ -240,16 +240,44 @@ def test_only_rows_of_other_tasks_are_replayed_if_asked_for() -> None:
         nameless.step(torch.randn(4, 5), torch.arange(4))
 
 
-def test_only_passes_over_all_rows_are_training_passes_for_running_statistics() -> None:
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_running_statistics_are_those_of_old_and_new_rows_at_the_weights_that_are_kept(order: str) -> None:
     stream = toy_stream("class")
     model = toy_model(norm=True)
-    learner = perdure.Learner(model, sgd, [LaMAML(batch_size=4, chunks=8, glances=3)])
+    method = LaMAML(batch_size=4, chunks=8, glances=3, order=order)
+    learner = perdure.Learner(model, sgd, [method])
     learner.begin_task(stream[0])
-    x, y = batches(stream, 0)[0]
-    learner.step(x, y)
+    norm, (first, second) = model.body[1], batches(stream, 0)[:2]
+    learner.step(*first)
+    method.buffer.resize(0)
+    method.buffer.resize(4)
+    old = first[0][:4]
+    method.buffer.add({"x": old, "y": first[1][:4], "task": 0})
+    mean, count, before = norm.running_mean.clone(), int(norm.num_batches_tracked), weights(model)
+    rows = learner.passes["forward_rows"]
+    learner.step(*second)
+    assert not torch.equal(weights(model), before)
+    hidden = model.body[0](torch.cat([second[0], old])).detach()
+    assert torch.allclose(norm.running_mean, 0.9 * mean + 0.1 * hidden.mean(0), atol=1e-6)
+    assert int(norm.num_batches_tracked) == count + 1 == 2
+    assert norm.track_running_stats
     # Eight rows make four chunks: two rows at least can be normalised by themselves.
-    assert int(model.body[1].num_batches_tracked) == 3 * 4
-    assert model.body[1].track_running_stats
+    assert learner.passes["forward_rows"] - rows == 3 * (8 + 4 * 12) + 12
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_what_dropout_draws_does_not_depend_on_the_pass_for_statistics(precision: str) -> None:
+    """Statistics are read by no pass of training, so weights are those of a model that keeps none."""
+    found = []
+    for tracking in (True, False):
+        model = toy_model()
+        model.body.insert(1, nn.BatchNorm1d(7, track_running_stats=tracking))
+        model.body.append(nn.Dropout(0.5))
+        torch.manual_seed(3)
+        learner = perdure.Learner(model, sgd, [LaMAML(batch_size=4, chunks=2, glances=2)], precision=precision)
+        learner.fit_task(toy_stream("class")[0], batch_size=8)
+        found.append(learner.parameters.theta)
+    assert torch.equal(*found)
 
 
 def test_heads_of_other_tasks_keep_their_bits_and_their_rates() -> None:

@@ -16,6 +16,7 @@ from perdure.methods.fast_weights import FastWeights, chunks, hand_over, leaves_
 from perdure.methods.loss_scale import loss_scale
 from perdure.methods.replay import add_drawn, columns_of
 from perdure.methods.side_passes import frozen_statistics
+from perdure.methods.statistics_pass import learn_statistics
 from perdure.parameters import average_over_processes
 from perdure.registry import register
 from perdure.seeding import derive
@@ -40,8 +41,9 @@ class LaMAML(Method):
     as well, rates stay what they are: C-MAML. Asynchronously (the default) the rates themselves make it, and the
     optimizer and its schedule have no part in it.
 
-    Batch normalisation: fast steps leave running statistics alone, passes over remembered and current rows are training
-    passes like any other.
+    Batch normalisation: rows are normalised by their batch, and no pass at fast weights, which are thrown away, changes
+    running statistics. They learn in a pass of their own over remembered and current rows, one a step, at the weights
+    that it leaves.
 
     Parameters
     ----------
@@ -115,15 +117,19 @@ class LaMAML(Method):
 
     def step(self, batch: Batch) -> Tensor:
         before = self.parameters.theta.clone()
-        losses = [self._glance(batch) for _ in range(self.glances)]
+        losses, every = [], batch
+        for _ in range(self.glances):
+            every = self._with_remembered(batch)
+            with frozen_statistics(self.learner.model):
+                losses.append(self._glance(batch, every))
+        learn_statistics(self.learner, every)
         self.learner.finish_update(before)
         return losses[0]
 
-    def _glance(self, batch: Batch) -> Tensor:
+    def _glance(self, batch: Batch, every: Batch) -> Tensor:
         learner = self.learner
         order = torch.randperm(batch.now.size, generator=self.generator)
         pieces = chunks(batch, self.chunks, order, learner)
-        every = self._with_remembered(batch)
         look = self._first_order if self.order == "first" else self._second_order
         loss, gradient, slope, reached = look(pieces, every)
         hand_over(learner, gradient, reached)
@@ -149,13 +155,12 @@ class LaMAML(Method):
         With the chunks' gradients g as constants, fast = theta - relu(rates) (g_1 + ... + g_i): the gradient by theta
         is the one at fast, and that by the rates is minus its product with the sum of the g.
         """
-        learner, fast = self.learner, FastWeights(self.learner)
+        fast = FastWeights(self.learner)
         rates, active = self.rates.relu(), (self.rates > 0).to(self.rates.dtype)
         piece, look, so_far, gradient, slope = (torch.zeros_like(rates) for _ in range(5))
         losses = []
         for chunk in pieces:
-            with frozen_statistics(learner.model):
-                fast.gradient(chunk, into=piece)
+            fast.gradient(chunk, into=piece)
             fast.vector.addcmul_(rates, piece, value=-1)
             so_far.add_(piece)
             losses.append(fast.gradient(every, into=look))
@@ -170,8 +175,7 @@ class LaMAML(Method):
         start, rates = leaves_of(learner, self.parameters.theta), leaves_of(learner, self.rates)
         fast, losses = dict(start), []
         for chunk in pieces:
-            with frozen_statistics(learner.model):
-                loss = loss_at(learner, fast, chunk)
+            loss = loss_at(learner, fast, chunk)
             found = torch.autograd.grad(
                 loss if scale is None else loss * scale, list(fast.values()), create_graph=True, allow_unused=True
             )

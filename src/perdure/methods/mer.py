@@ -11,9 +11,9 @@ from torch import Tensor
 from perdure.batch import Batch, Source
 from perdure.memory.buffer import Buffer
 from perdure.methods.base import Method, check_choice, check_count, check_value
-from perdure.methods.projection import private_dropout
 from perdure.methods.replay import columns_of
 from perdure.methods.side_passes import running_statistics
+from perdure.methods.statistics_pass import learn_statistics
 from perdure.registry import register
 from perdure.seeding import derive
 from perdure.tree import take, to_device
@@ -96,12 +96,7 @@ class MER(Method):
     def step(self, batch: Batch) -> Tensor:
         learner = self.learner
         before = learner.parameters.theta.clone()
-        with running_statistics(learner.model) as any_layer:
-            pass
-        if any_layer:
-            with torch.no_grad(), private_dropout(learner.model, learner.device):
-                learner.forward.batch(batch, learner.shown_task)
-            learner.passes["forward_rows"] += batch.size
+        learn_statistics(learner, batch)
         with running_statistics(learner.model):
             losses = [
                 self._learn(replace(batch.now.piece(slice(i, i + 1)), whole=None), batch) for i in range(batch.size)
