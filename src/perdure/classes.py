@@ -29,18 +29,21 @@ class ClassTable:
         self._table: Tensor | None = None
         self._all: list[int] = []
         self._unread: list[Tensor] = []
+        self._marks: Tensor | None = None
+        self._marked = 0
 
     def open(self, task: int, classes: Sequence[int]) -> None:
         """A task begins: its columns count as seen."""
         if classes:
             self.by_task[task] = tuple(classes)
             self._all = sorted({*self._all, *classes})
-            self._table = None
+            self._table = self._marks = None
 
     def see(self, y: Any, wait: bool = False) -> list[int]:
         """Labels arrive, int64 [rows], whose tasks nobody tells; returns the columns that are new.
 
         Labels on another device than the CPU are read later, when somebody asks for what was seen, unless `wait`.
+        Negative labels mark rows to be ignored and are no classes.
         """
         if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
             return []
@@ -49,14 +52,14 @@ class ClassTable:
             if len(self._unread) >= 256:
                 self._read()
             return []
-        new = sorted(set(y.tolist()).difference(self._all))
+        new = sorted(label for label in set(y.tolist()).difference(self._all) if label >= 0)
         if new:
-            self._all = sorted({*self._all, *new})
+            self._all, self._marks = sorted({*self._all, *new}), None
         return new
 
     def _read(self) -> list[int]:
         if self._unread:
-            waiting, self._unread = torch.cat(self._unread), []
+            waiting, self._unread, self._marks = torch.cat(self._unread), [], None
             self.see(waiting.cpu())
         return self._all
 
@@ -73,6 +76,28 @@ class ClassTable:
     def width(self) -> int:
         """One more than the highest column seen."""
         return self._seen[-1] + 1 if self._seen else 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether labels have come that were not read from their device yet."""
+        return bool(self._unread)
+
+    def marks(self, width: int) -> Tensor:
+        """Boolean [width] on the device: the columns seen, all if there are none. Unread labels count and stay unread.
+
+        The tensor never changes: what is seen later is in the next one.
+        """
+        if self._marks is None or len(self._marks) != width + 1 or self._marks.device != self.device:
+            read = torch.zeros(width + 1, dtype=torch.bool)
+            read[[column for column in self._all if column < width]] = True
+            self._marks, self._marked = read.to(self.device), 0
+        for labels in self._unread[self._marked :]:
+            columns = labels.to(self.device, torch.int64)
+            # What is no column goes behind the last one.
+            self._marks = self._marks.index_fill(0, columns.where(columns >= 0, width).clamp(max=width), True)
+        self._marked = len(self._unread)
+        seen = self._marks[:width]
+        return seen | ~seen.any()
 
     def allowed(self, tasks: Tensor | None, current: int | None, scenario: str | None, width: int) -> Allowed:
         """Columns, of `width` in all, that count in the loss of rows of `tasks` [rows] (None: of the current task)."""
@@ -120,6 +145,7 @@ class ClassTable:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.by_task, self._all, self._unread, self._table = {}, list(state.get("seen", ())), [], None
+        self._marks = None
         for task, classes in state["by_task"].items():
             self.open(int(task), classes)
 

@@ -95,7 +95,8 @@ def fit(
         on an online or blurry stream. The order of the data and the evaluations are the same either way.
     prequential
         Whether right predictions of new rows, made before the update that uses them, are counted; by default on online
-        and blurry streams.
+        and blurry streams. They are the outputs of the training step itself, of augmented rows if the learner augments,
+        and are not counted where a method replaces the step or the prediction.
 
     Raises
     ------

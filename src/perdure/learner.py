@@ -231,7 +231,8 @@ class Learner:
                 self.finish_update(before)
         self.passes["steps"] += 1
         if counts is not None:
-            counts.count(batch, outputs)
+            # Outputs that do not predict are nobody's predictions.
+            counts.count(batch, None if self.hooks["predict"] else outputs)
         for method in self.hooks["after_step"]:
             method.after_step(batch, outputs)
         if self.boundaries is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from perdure.classes import ClassTable
 
@@ -21,11 +22,14 @@ class Prequential:
     """Counts the current rows that were predicted rightly by the outputs their own step computed before its update.
 
     A prediction is the largest output among the columns that could be predicted when the batch arrived: those of its
-    task where the scenario tells it, else those of the classes seen before, or all while there are none. On another
-    device than the CPU the count stays there until it is read, so no step waits for it.
+    task where the scenario tells it, else those of the classes seen before, or all while there are none. Rows with a
+    negative label, which are to be ignored, do not count. On another device than the CPU the counts stay there until
+    they are read, so no step waits for them.
 
-    Where a method replaces the step there are no outputs, and where targets are no class columns there is nothing to
-    count: then `correct` is None from there on.
+    They are the outputs of the training step: in training mode, and of augmented rows where the learner augments.
+
+    Where a method replaces the step or the prediction there are no outputs that predict, and where targets are no class
+    columns there is nothing to count: then `correct` is None from there on.
 
     Source: A. P. Dawid, Present Position and Potential Developments: Some Personal Views: Statistical Theory: The
     Prequential Approach, 1984.
@@ -33,9 +37,11 @@ class Prequential:
 
     def __init__(self, classes: ClassTable) -> None:
         self.classes = classes
-        self.rows = 0
         self._known: int | None = 0
+        self._rows = 0
         self._pending: Tensor | None = None
+        self._width: int | None = None
+        self._marks: Tensor | None = None
         self._columns: tuple[int, ...] = ()
         self._index: slice | Tensor | None = None
         self._numpy: slice | npt.NDArray[np.int64] | None = None
@@ -43,10 +49,20 @@ class Prequential:
     @property
     def correct(self) -> int | None:
         """Rows that were predicted rightly so far; reading it waits for the device."""
-        if self._pending is not None and self._known is not None:
-            self._known += int(self._pending)
-        self._pending = None
+        self._settle()
         return self._known
+
+    @property
+    def rows(self) -> int:
+        """Rows that were counted so far; reading it waits for the device."""
+        self._settle()
+        return self._rows
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            right, rows = self._pending.tolist()
+            self._known, self._rows = None if self._known is None else self._known + right, self._rows + rows
+            self._pending = None
 
     @property
     def accuracy(self) -> float | None:
@@ -56,6 +72,10 @@ class Prequential:
     def ask(self, scenario: str | None, task: int | None) -> None:
         """Take down which columns can be predicted: before the labels of the batch are known."""
         known = scenario == "task" and task is not None
+        self._marks = None
+        if not known and self.classes.waiting and self._width is not None:
+            self._marks = self.classes.marks(self._width)
+            return
         columns = self.classes.by_task.get(task, ()) if known else self.classes.seen  # type: ignore[arg-type]
         if columns != self._columns:
             self._columns, self._index = columns, self.classes.index(columns)
@@ -63,17 +83,27 @@ class Prequential:
 
     def count(self, batch: Batch, outputs: Tensor | None) -> None:
         """Compare the predictions for the current rows of a finished step with their targets; `outputs` is detached."""
-        y, rows = batch.now.y, batch.now.size
-        self.rows += rows
-        if self._known is None:
-            return
+        y, size = batch.now.y, batch.now.size
         if outputs is None or outputs.dim() != 2 or not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
             self._known = None
-        elif outputs.device.type == "cpu" and outputs.dtype in NUMPY_TYPES:
-            right = self._predicted(outputs.numpy()[:rows], self._numpy) == y.numpy()
-            self._known += int(np.count_nonzero(right))
+        if self._known is None or outputs is None:
+            self._rows += size
+            return
+        self._width = outputs.shape[1]
+        if outputs.device.type == "cpu" and outputs.dtype in NUMPY_TYPES and self._marks is None:
+            labels = y.numpy()
+            counted = labels >= 0
+            right = self._predicted(outputs.numpy()[:size], self._numpy) == labels
+            self._known += int(np.count_nonzero(right & counted))
+            self._rows += int(np.count_nonzero(counted))
         else:
-            found = (self._predicted(outputs[:rows], self._index) == y).sum()
+            counted = y >= 0
+            if self._marks is None:
+                predicted = self._predicted(outputs[:size], self._index)
+            else:
+                seen = F.pad(self._marks, (0, self._width - len(self._marks)))
+                predicted = outputs[:size].masked_fill(~seen, float("-inf")).argmax(1)
+            found = torch.stack([(predicted == y) & counted, counted]).sum(1)
             self._pending = found if self._pending is None else self._pending.add_(found)
 
     @staticmethod
@@ -91,4 +121,4 @@ class Prequential:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved counts."""
-        self._known, self.rows, self._pending = state["correct"], state["rows"], None
+        self._known, self._rows, self._pending = state["correct"], state["rows"], None

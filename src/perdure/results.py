@@ -153,7 +153,7 @@ class Results:
         if name == "prequential_accuracy" and self.prequential is None:
             return (
                 f"{label} is counted on online and blurry streams, elsewhere with prequential=True, and not where a "
-                "method replaces the step"
+                "method replaces the step or the prediction"
             )
         if name == "average_incremental_accuracy" and self._one_output and self.test_sizes is None:
             return f"{label} needs the test set sizes, because class-incremental it counts every example once"

@@ -20,7 +20,7 @@ from perdure.batch import Batch
 from perdure.classes import ClassTable
 from perdure.errors import IncompatibleError, UsageError
 from perdure.folder import unpack_predictions
-from perdure.methods import DERpp, Method, Replay
+from perdure.methods import DERpp, ICaRL, Method, Replay
 from perdure.models import mean_field
 from perdure.models.heads import GrowingHead, MultiHead
 from perdure.prequential import Prequential
@@ -128,7 +128,7 @@ def test_there_is_none_where_a_method_replaces_the_step_or_targets_are_no_classe
     results = learner_of([Stepping()]).fit(online(toy_stream()), batch_size=8)
     assert results.prequential is None
     assert results.metrics()["prequential_accuracy"] is None
-    assert "replaces the step" in results.reasons()["prequential_accuracy"]
+    assert "replaces the step or the prediction" in results.reasons()["prequential_accuracy"]
     counts = Prequential(ClassTable("all", torch.device("cpu")))
     counts.count(Batch.current(torch.rand(3, 2), torch.rand(3)), torch.rand(3, 1))
     assert counts.correct is None
@@ -223,20 +223,20 @@ def test_a_growing_head_is_trained_online_and_resumes_from_the_middle(tmp_path: 
     assert run(tmp_path / "a", None) == run(tmp_path / "b", 7)
 
 
+class Elsewhere(Tensor):
+    """A tensor that says that it lives elsewhere, and may not be looked into."""
+
+    device = torch.device("meta")  # type: ignore[assignment]
+
+    def tolist(self) -> Any:
+        raise AssertionError("the step waited for the device")
+
+    def clone(self, **_: Any) -> Any:  # type: ignore[override]
+        return self.as_subclass(Tensor)
+
+
 def test_labels_of_another_device_are_read_when_somebody_asks() -> None:
     """A step must not wait for the device: the labels are put aside, and what was seen is the same in the end."""
-
-    class Elsewhere(Tensor):
-        """A tensor that says that it lives elsewhere, and may not be looked into."""
-
-        device = torch.device("meta")  # type: ignore[assignment]
-
-        def tolist(self) -> Any:
-            raise AssertionError("the step waited for the device")
-
-        def clone(self, **_: Any) -> Any:  # type: ignore[override]
-            return self.as_subclass(Tensor)
-
     table = ClassTable("all", torch.device("cpu"))
     for labels in ([3, 1], [1, 0]):
         assert table.see(torch.tensor(labels).as_subclass(Elsewhere)) == []
@@ -245,6 +245,73 @@ def test_labels_of_another_device_are_read_when_somebody_asks() -> None:
     restored.load_state_dict(json.loads(json.dumps(table.state_dict())))
     assert restored.seen == (0, 1, 3)
     assert restored.by_task == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_may_be_predicted_is_known_without_reading_labels_back(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    table, reading = ClassTable("all", torch.device("cpu")), ClassTable("all", torch.device("cpu"))
+    counts, expected = Prequential(table), Prequential(reading)
+
+    def refused(_: ClassTable) -> list[int]:
+        raise AssertionError("the step waited for the labels")
+
+    right = []
+    for number in range(20):
+        y = torch.randint(-1, min(2 + number // 4, 6), (8,), generator=draw)
+        y[y < 0] = -100
+        batch, outputs = Batch.current(torch.rand(8, 2), y), torch.randn(8, 6, generator=draw).to(dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr(ClassTable, "_read", lambda table: refused(table) if table is counts.classes else table._all)
+            counts.ask("online", None)
+            table.see(y.as_subclass(Elsewhere))
+            counts.count(batch, outputs)
+        expected.ask("online", None)
+        reading.see(y)
+        expected.count(batch, outputs)
+        right.append(expected.correct)
+    assert (counts.correct, counts.rows) == (expected.correct, expected.rows)
+    assert 0 < right[-1] < expected.rows < 160
+    assert table.seen == reading.seen == (0, 1, 2, 3, 4, 5)
+
+
+def test_marks_are_the_columns_seen_or_all_while_there_are_none() -> None:
+    table = ClassTable("all", torch.device("cpu"))
+    assert table.marks(3).all()
+    table.see(torch.full((2,), -100).as_subclass(Elsewhere))
+    assert table.waiting
+    assert table.marks(3).all()
+    before = table.marks(6)
+    table.see(torch.tensor([4, -100, 1]).as_subclass(Elsewhere))
+    assert before.all(), "marks that were taken stay as they are"
+    assert table.marks(6).tolist() == [False, True, False, False, True, False]
+    assert table.marks(3).tolist() == [False, True, False]
+    assert table.seen == (1, 4)
+    assert not table.waiting
+    table.see(torch.tensor([0]))
+    assert table.marks(6).tolist() == [True, True, False, False, True, False]
+
+
+@pytest.mark.parametrize("head", [None, "growing"])
+def test_rows_to_be_ignored_bring_no_class_and_do_not_count(head: str | None) -> None:
+    learner = learner_of(scenario="online", model=toy_model(head=head))
+    draw = torch.Generator().manual_seed(0)
+    for labels in ([0, -100, 3, 3], [-100, 1, 3, -100]):
+        learner.step(torch.randn(4, FEATURES, generator=draw), torch.tensor(labels))
+    assert learner.classes.seen == (0, 1, 3)
+    assert set(learner.predict(torch.randn(50, FEATURES, generator=draw)).tolist()) <= {0, 1, 3}
+    assert learner.prequential is not None
+    assert learner.prequential.rows == 5
+
+
+def test_there_is_none_where_a_method_predicts_by_something_else_than_the_outputs() -> None:
+    stream = toy_stream()
+    for use, counted in [("both", False), ("prediction", False), ("training", True)]:
+        results = learner_of([ICaRL(capacity=12, use=use)]).fit(stream, batch_size=8, prequential=True)
+        assert (results.prequential is not None) == counted
+    assert results.metrics()["prequential_accuracy"] is not None
 
 
 def test_a_loss_over_the_labels_seen_leaves_the_other_columns_alone() -> None:
