@@ -41,6 +41,9 @@ class Source:
         Rows of this source in the whole batch, when this is a piece of it (gradient accumulation).
     raw
         The inputs as they came, where `x` is an augmented view of them: what a memory stores. None: they are `x`.
+    new
+        Boolean [rows] on the CPU, of current rows: which are the task's own, where a method has put rows of the past
+        among its data. None: all are.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Source:
     extras: dict[str, Any] = field(default_factory=dict)
     whole: int | None = None
     raw: Any = None
+    new: Tensor | None = None
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +67,10 @@ class Source:
     def stored(self) -> Any:
         """The inputs as a memory keeps them: without augmentation."""
         return self.x if self.raw is None else self.raw
+
+    def only_new(self, values: Any) -> Any:
+        """Of `values` (a tensor or tree, one row for each of this source's) those of the new rows."""
+        return values if self.new is None else take(values, self.new.nonzero()[:, 0])
 
     def piece(self, index: slice) -> Source:
         """Some rows of this source, which remember how many there were."""
@@ -75,6 +83,7 @@ class Source:
             extras=take(self.extras, index),
             whole=self.whole or self.size,
             raw=None if self.raw is None else take(self.raw, index),
+            new=None if self.new is None else self.new[index],
         )
 
 
@@ -88,7 +97,7 @@ class Batch:
     index
         int64 [current rows]: rows of the task's training data, or None in a loop that gives none.
     first_pass
-        Whether the current rows are seen for the first time (a buffer stores them then and only then).
+        Whether the current rows are seen for the first time (a buffer stores those that are new then and only then).
     pooled
         Rows without a share in the whole batch, when this is a piece of it; a piece may lack a small source.
     augment

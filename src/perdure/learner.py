@@ -28,6 +28,7 @@ from perdure.compatibility import (
 )
 from perdure.criterion import Criterion, RowLoss
 from perdure.data.examples import as_examples
+from perdure.data.joined import new_rows, own_examples
 from perdure.detection import Detector
 from perdure.errors import DivergedError, ModelError, UsageError
 from perdure.flat import FlatStep
@@ -196,7 +197,8 @@ class Learner:
             Inputs (a tensor [rows, ...] or a tree of tensors) and targets, in stored form: uint8 images are scaled
             later.
         index
-            int64 [rows]: which rows of the task's data these are, where that is known.
+            int64 [rows]: which rows of the task's data (`learner.task.train`) these are, where that is known. It tells
+            a method's exemplars among them from new rows.
         first_pass
             Whether the rows are new; a buffer stores them then and only then.
 
@@ -214,6 +216,9 @@ class Learner:
         if not self.parameters.intact():
             self.follow_model()
         batch = Batch.current(self._on_device(x), self._on_device(y), self.task_index, index, first_pass)
+        new = None if self.task is None else new_rows(self.task.train, index)
+        if new is not None:
+            batch = batch.with_sources(replace(batch.now, new=new))
         if self.augment is not None:
             now = replace(batch.now, x=self.augmented(batch.now.x), raw=batch.now.x)
             batch = Batch((now,), batch.task, index, first_pass, augment=self.augmented)
@@ -408,8 +413,8 @@ class Learner:
         return self.classes.index(self.classes.seen) if self.classes.active == "seen" else None
 
     def task_batches(self, task: Task, batch_size: int = 256) -> Iterator[tuple[Any, Tensor]]:
-        """The task's training data in order as (prepared inputs, targets) on the device: for importance passes."""
-        data: Any = task.train
+        """The task's own data in order as (prepared inputs, targets) on the device: for importance passes."""
+        data = own_examples(task.train)
         pairs = data.ordered(batch_size) if hasattr(data, "ordered") else data
         for pair in pairs:
             x, y = pair[0], pair[1]

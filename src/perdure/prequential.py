@@ -23,8 +23,8 @@ class Prequential:
 
     A prediction is the largest output among the columns that could be predicted when the batch arrived: those of its
     task where the scenario tells it, else those of the classes seen before, or all while there are none. Rows with a
-    negative label, which are to be ignored, do not count. On another device than the CPU the counts stay there until
-    they are read, so no step waits for them.
+    negative label, which are to be ignored, do not count, nor do exemplars of the past. On another device than the CPU
+    the counts stay there until they are read, so no step waits for them.
 
     They are the outputs of the training step: in training mode, and of augmented rows where the learner augments.
 
@@ -89,15 +89,15 @@ class Prequential:
         if self._known is None or outputs is None:
             self._rows += size
             return
-        self._width = outputs.shape[1]
+        self._width, new = outputs.shape[1], batch.now.new
         if outputs.device.type == "cpu" and outputs.dtype in NUMPY_TYPES and self._marks is None:
             labels = y.numpy()
-            counted = labels >= 0
+            counted = labels >= 0 if new is None else (labels >= 0) & new.numpy()
             right = self._predicted(outputs.numpy()[:size], self._numpy) == labels
             self._known += int(np.count_nonzero(right & counted))
             self._rows += int(np.count_nonzero(counted))
         else:
-            counted = y >= 0
+            counted = y >= 0 if new is None else (y >= 0) & new.to(y.device, non_blocking=True)
             if self._marks is None:
                 predicted = self._predicted(outputs[:size], self._index)
             else:

@@ -16,6 +16,8 @@ from perdure.tree import cat, take
 class JoinedExamples(Examples):
     """The rows of `parts` one after another; each part keeps its own transform.
 
+    Where a method adds rows of the past to a task's own, `own` is the number of the part that is new.
+
     >>> a = Examples(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     >>> b = Examples(torch.ones(1, 3), torch.ones(1, dtype=torch.int64))
     >>> JoinedExamples([a, b]).gather(torch.tensor([2, 0]))[1]
@@ -29,8 +31,10 @@ class JoinedExamples(Examples):
         *,
         rows: Tensor | None = None,
         transform: Transform | None = None,
+        own: int | None = None,
     ) -> None:
         self.parts = list(parts)
+        self.own = own
         self.ends = torch.tensor([len(part) for part in parts]).cumsum(0)
         every = torch.cat([part.targets for part in parts])
         index = torch.arange(len(every)) if rows is None else rows
@@ -66,7 +70,26 @@ class JoinedExamples(Examples):
         return f"{parts}[{hashlib.sha256(self.rows.numpy().tobytes()).hexdigest()[:16]}]"
 
     def _with(self, y: Tensor, rows: Tensor | None, transform: Transform | None) -> Examples:
-        return JoinedExamples(self.parts, y, rows=rows, transform=transform)
+        return JoinedExamples(self.parts, y, rows=rows, transform=transform, own=self.own)
+
+
+def new_rows(data: Any, rows: Tensor | None) -> Tensor | None:
+    """Which of `rows` [b] are a task's own, boolean [b] on the CPU; None if all are, or nobody can tell."""
+    if rows is None or not isinstance(data, JoinedExamples) or data.own is None:
+        return None
+    new = data.owners(rows.cpu()) == data.own
+    return None if bool(new.all()) else new
+
+
+def own_examples(data: Any) -> Any:
+    """A task's own examples, without those that a method has added; whatever else a task has as its data is its own.
+
+    >>> old, new = (Examples(torch.full((n, 1), n), torch.zeros(n, dtype=torch.int64)) for n in (2, 3))
+    >>> len(own_examples(JoinedExamples([new, old], own=0))), len(own_examples(old))
+    (3, 2)
+    """
+    new = new_rows(data, torch.arange(len(data))) if isinstance(data, JoinedExamples) else None
+    return data if new is None else data.subset(new.nonzero()[:, 0])
 
 
 def pooled(parts: Sequence[Examples], rows: Tensor) -> Examples:

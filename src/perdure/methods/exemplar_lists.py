@@ -127,7 +127,7 @@ class ExemplarMethod(Method):
 
     def joined(self, task: Task, own: Examples, further: Examples | None) -> Task:
         """The task with `own` and further examples as its data."""
-        return replace(task, train=own if further is None else JoinedExamples([own, further]))
+        return replace(task, train=own if further is None else JoinedExamples([own, further], own=0))
 
     def choose_exemplars(self, data: Examples) -> None:
         """Cut the old classes' lists to the new quota, and herd as many of each class in `data`.

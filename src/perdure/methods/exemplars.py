@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from perdure.data.joined import own_examples
 from perdure.errors import UsageError
 from perdure.memory.ranked import Ranked
 from perdure.methods.features import features_of
@@ -70,7 +71,7 @@ def choose_examples(
 
 def _measured(learner: Learner, task: Task) -> tuple[Tensor, Tensor, Any]:
     """Features [rows, d], targets [rows] on the CPU, and how to get the raw rows (x, y) of an index."""
-    data: Any = task.train
+    data = own_examples(task.train)
     features, targets, kept = [], [], []
     addressed = hasattr(data, "gather")
     for x, y, *_ in data.ordered(256) if addressed else data:

@@ -61,7 +61,8 @@ class Joint(Method):
             raise UsageError("'joint' needs the whole stream; call fit(stream)")
         if task.index >= len(stream):
             raise UsageError(f"'joint' knows the stream's {len(stream)} tasks alone; use replay for tasks beyond it")
-        return replace(task, train=JoinedExamples([stream[index].train for index in range(task.index + 1)]))
+        parts = [stream[index].train for index in range(task.index + 1)]
+        return replace(task, train=JoinedExamples(parts, own=task.index))
 
     @torch.no_grad()
     def begin_task(self, task: Task) -> None:

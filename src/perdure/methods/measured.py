@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.data.examples import Examples
+from perdure.data.joined import own_examples
 from perdure.errors import DataError, UsageError
 from perdure.methods.base import check_choice, check_count, check_value
 from perdure.methods.quadratic import AnchoredPenalty
@@ -77,7 +78,7 @@ class MeasuredPenalty(AnchoredPenalty):
 
     def _sampled(self, task: Task) -> Task:
         """The task with `n_samples` of its rows drawn at random: the first of sorted data are of one class."""
-        data: Any = task.train
+        data = own_examples(task.train)
         if self.n_samples is None or not isinstance(data, Examples) or len(data) <= self.n_samples:
             return task
         rows = torch.randperm(len(data), generator=self.generator)[: self.n_samples].sort().values

@@ -109,7 +109,7 @@ class MIR(Method):
         if self.compare_to_old_logits:
             assert outputs is not None
             with torch.no_grad():
-                columns["least"] = self._rows_loss(batch.now, outputs[: batch.now.size])
+                columns["least"] = batch.now.only_new(self._rows_loss(batch.now, outputs[: batch.now.size]))
         self.buffer.add(columns)
 
     # -- pieces ---------------------------------------------------------------------------------------------------

@@ -83,9 +83,9 @@ class Remembering(Method):
         """What is stored of the current rows."""
         found = columns_of(batch.now, batch.task)
         if outputs is not None and self.stores_logits:
-            found["logits"] = outputs[: batch.now.size]
+            found["logits"] = batch.now.only_new(outputs[: batch.now.size])
         if outputs is not None and self.writing == "loss_aware":
-            found["loss"] = self._losses(batch.now, outputs[: batch.now.size])
+            found["loss"] = batch.now.only_new(self._losses(batch.now, outputs[: batch.now.size]))
         return found
 
     def end_task(self, task: Task) -> None:
@@ -283,5 +283,5 @@ def add_drawn(batch: Batch, name: str, drawn: dict[str, Any], forward: str, shar
 
 
 def columns_of(source: Source, task: int | None) -> dict[str, Any]:
-    """The columns under which a source's rows are stored; a task of -1 means that none was known."""
-    return {"x": source.stored, "y": source.y, "task": -1 if task is None else task}
+    """The columns under which a source's new rows are stored; a task of -1 means that none was known."""
+    return {"x": source.only_new(source.stored), "y": source.only_new(source.y), "task": -1 if task is None else task}
