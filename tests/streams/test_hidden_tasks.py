@@ -304,9 +304,6 @@ def test_rows_to_be_ignored_bring_no_class_and_do_not_count(head: str | None) ->
     assert set(learner.predict(torch.randn(50, FEATURES, generator=draw)).tolist()) <= {0, 1, 3}
     assert learner.prequential is not None
     assert learner.prequential.rows == 5
-    announced = learner_of()
-    announced.fit_task("a", (torch.randn(4, FEATURES), torch.tensor([0, 2, -100, 2])), batch_size=4)
-    assert announced.classes.by_task == {0: (0, 2)}
 
 
 def test_there_is_none_where_a_method_predicts_by_something_else_than_the_outputs() -> None:
