@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -41,11 +42,13 @@ def test_help_needs_neither_torch_nor_numpy_nor_joblib() -> None:
 
 
 def test_help_comes_within_half_a_second(start: Start) -> None:
+    """Of processor time, which does not depend on what else the machine has to do."""
     times = []
     for _ in range(5):
-        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert start("run", "--help").outcome().code == 0
-        times.append(time.perf_counter() - begin)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.5
 
 
@@ -144,8 +147,6 @@ def test_ctrl_c_in_processes_says_how_to_go_on_too(start: Start, tmp_path: Path)
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(start: Start, tmp_path: Path) -> None:
     def limit() -> None:
-        import resource
-
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
     outcome = start("run", *SHORT, "--out", "new/a", preexec_fn=limit).outcome()
