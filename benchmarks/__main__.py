@@ -49,7 +49,7 @@ MISSED = """
 The small networks are the hard case: a step of MLP100 takes as long as a few dozen operations on a vector of its 90,000
 weights, and those of MLP400 are read from memory at every step.
 
-- A penalty is a difference, a product and a sum on such vectors, SI in its second task seven operations and two copies.
+- A penalty is a difference, a product and a sum on such vectors, SI in its second task five operations and a copy.
   There is no single kernel for either that rounds as its equation reads. The base is our own fine-tuning, which copies
   no gradient at all.
 - A-GEM draws, gathers two gradients and compares them; in two passes of MLP100 that is a third of the time.
