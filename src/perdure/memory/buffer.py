@@ -367,8 +367,12 @@ class Buffer:
 
         def moved(leaf: Tensor) -> Tensor:
             fresh = self._zeros(leaf, (capacity, *leaf.shape[1:]))
+            chosen = index.on(leaf.device)
             for part in blocks(len(slots), row_bytes(leaf)):
-                fresh[part] = leaf.index_select(0, index.on(leaf.device)[part])
+                if leaf.device == fresh.device:  # straight into its place: freed blocks of this size may stay claimed
+                    torch.index_select(leaf, 0, chosen[part], out=fresh[part])
+                else:
+                    fresh[part] = leaf.index_select(0, chosen[part])
             return fresh
 
         return {name: tree_map(moved, column) for name, column in columns.items()}
