@@ -183,11 +183,12 @@ def permuted_mnist() -> Table:
             Contender("L2", {"name": "l2"}, (0.01, 0.1, 1.0)),
         ),
         notes=(
-            "EWC, SI and MAS keep most of what fine-tuning loses, though each strength was chosen when seven of the ten "
-            "tasks had not been seen. Which of them is best depends on the benchmark; the strengths differ by four "
+            "EWC, SI and MAS keep most of what fine-tuning loses, though each strength was chosen when seven of the "
+            "ten tasks had not been seen. Which of them is best depends on the benchmark; the strengths differ by four "
             "decades because importances have different units.",
-            "L2 gains least. It holds all weights alike, so a strength that protects old tasks keeps new ones from being "
-            "learned: above 0.01 it loses already after three tasks, and what is best after three is weak after ten.",
+            "L2 gains least. It holds all weights alike, so a strength that protects old tasks keeps new ones from "
+            "being learned: above 0.01 it loses already after three tasks, and what is best after three is weak after "
+            "ten.",
         ),
     )
 
