@@ -35,8 +35,8 @@ PAGE = """\
 Written by `python -m benchmarks.regularisation --out docs/regularisation.md` with perdure at commit {commit}, torch
 {torch}, Python {python} on {platform}. Accuracy is the final average accuracy (the mean over all tasks after the
 last one), forgetting how far the earlier tasks have dropped below the best they ever were; both are percent of the
-test data, as the mean of the seeds and for each seed. Seconds are processor time of a run on one thread, the mean of the
-runs that went through in one go; the machine had other work too, so they are good to a third.
+test data, as the mean of the seeds and for each seed. Seconds are processor time of a run on one thread, the mean of
+the runs that went through in one go; the machine had other work too, so they are good to a third.
 
 How strengths are chosen: by the final average accuracy after the first {first} tasks, on a tenth of those tasks'
 training data that is held out of training, on seed {seed}, which is none of the seeds in the tables. Test data and
