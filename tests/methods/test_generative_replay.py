@@ -319,6 +319,19 @@ def test_the_frozen_generation_makes_the_rows_and_does_not_move() -> None:
     )
 
 
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+def test_the_model_of_before_the_task_is_the_one_that_is_asked(scenario: str) -> None:
+    method = GenerativeReplay(targets="soft", **SMALL)
+    learner, stream = learn(method, scenario, 1)
+    before = copied(learner.model)
+    for _ in range(5):
+        learner.step(*rows_of(stream, 1))
+    source = method.on_batch(Batch.current(*rows_of(stream, 1), 1)).find("generated")
+    assert source is not None
+    torch.testing.assert_close(source.extras["answers"], before(source.x).detach())
+    assert not torch.allclose(source.extras["answers"], learner.model(source.x).detach(), atol=0.01)
+
+
 def test_its_optimizer_lives_through_tasks_unless_told_otherwise() -> None:
     for reset in (False, True):
         method = GenerativeReplay(reset_optimizer=reset, **SMALL)
