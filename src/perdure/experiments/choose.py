@@ -21,7 +21,6 @@ VECTORS = {
     "l2": 2,
     "mas": 2,
     "si": 3,
-    "rwalk": 4,
     "lwf": 1,
     "kd": 1,
     "spg": 1,
