@@ -216,7 +216,12 @@ class Guard:
                 "backward() and then step() without a closure"
             )
         if not self._begun:
-            self.before_update()
+            # Nobody clips any more, so penalties may stay out of the gradient; our own hook does not read it.
+            self.learner.own_hooks = 1
+            try:
+                self.before_update()
+            finally:
+                self.learner.own_hooks = 0
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         learner, batch = self.learner, self._batch

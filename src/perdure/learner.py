@@ -174,12 +174,15 @@ class Learner:
         self._starter = self._find_starter()
         first = self.hooks["add_gradient"][:1] if self.parameters.keeps_arrivals else []
         self._late_start = first[0].start_gradient if first and not self.hooks["observe_gradient"] else None
+        self._pulls = False
+        self.own_hooks = 0
         check_optimizers(self.methods, self.optimizers.all)
         self._needs_before = any(method.needs_update for method in self.methods)
         if scenario is not None:
             self.set_scenario(scenario)
         for method in self.methods:
             method.setup(self)
+        self._pulls = self._may_pull()
         # A method may have put layers of its own into the model.
         self.follow_model()
         self._find_activators()
@@ -229,7 +232,8 @@ class Learner:
                 batch = method.on_batch(batch)
             self.parameters.release()
             self.optimizers.release()
-            started = self._starter is not None and self.parameters.expect(self._starter.start_gradient)
+            starter = None if self._descends() else self._starter
+            started = starter is not None and self.parameters.expect(starter.start_gradient)
             loss, outputs = self.backward(batch)
             before = self.apply_gradient(started)
             if before is not None:
@@ -291,6 +295,8 @@ class Learner:
 
         `started` says that the first `add_gradient` is in the gradient already.
         """
+        if not started and self._descends():
+            return self._descend()
         if self._gathers or self.flat.worth_gathering:
             grad = self.parameters.arrived() if started else self.parameters.gather(self._late_start)
             for method in self.hooks["observe_gradient"]:
@@ -299,11 +305,29 @@ class Learner:
                 method.add_gradient(grad)
             for method in self.hooks["project_gradient"]:
                 method.project_gradient(grad)
+        for method in self.hooks["own_gradient"]:
+            method.own_gradient()
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters.members.values(), self.clip_value)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters.members.values(), self.clip_norm)
         return self.parameters.snapshot() if self._needs_before else self.parameters.theta
+
+    def _descends(self) -> bool:
+        """Whether penalties may take their part of a plain descent on the weights, and the gradient stay the loss's."""
+        return self._pulls and self.optimizers.descends(self.own_hooks)
+
+    def _descend(self) -> Tensor:
+        for method in self.hooks["observe_gradient"]:
+            method.observe_gradient(self.parameters.gather())
+        if self.parameters.keeps_arrivals:
+            self.parameters.arrivals = [p.grad for p in self.parameters.members.values()]
+        for method in self.hooks["own_gradient"]:
+            method.own_gradient()
+        before = self.parameters.snapshot() if self._needs_before else self.parameters.theta
+        for method in self.hooks["add_gradient"]:
+            method.descend()
+        return before
 
     def finish_update(self, before: Tensor) -> None:
         """Let the methods act on the update and read it; `before` [P] is what `transform_gradient` returned."""
@@ -533,6 +557,13 @@ class Learner:
         alone = not seen and self.scaler is None and self.micro_batches == 1
         wrapped = self.parameters.module is not self.model and not hasattr(self.model, "_orig_mod")
         return self.hooks["add_gradient"][0] if alone and not wrapped and self.hooks["add_gradient"] else None
+
+    def _may_pull(self) -> bool:
+        """Whether all that is added to the gradient are penalties, and nobody limits or reads their sum."""
+        adders = self.hooks["add_gradient"]
+        limited = self.clip_norm is not None or self.clip_value is not None
+        owned = self.hooks["step"] or self.hooks["project_gradient"]
+        return bool(adders) and all(method.pulls for method in adders) and not limited and not owned
 
     def _find_activators(self) -> None:
         modules = list(self.parameters.module.modules())

@@ -66,6 +66,20 @@ class Optimizers:
         """Every parameter group of every optimizer."""
         return (group for optimizer in self.all for group in optimizer.param_groups)
 
+    def descends(self, hooks: int = 0) -> bool:
+        """Whether a step is `p.add_(grad, alpha=-lr)` for every parameter and nothing else.
+
+        Step hooks may read the gradient or change it, so there must be none, but for `hooks` that are known.
+        """
+        return all(
+            type(optimizer) is torch.optim.SGD
+            and len(optimizer._optimizer_step_pre_hooks) <= hooks
+            and not any(
+                group["momentum"] or group["weight_decay"] or group["maximize"] for group in optimizer.param_groups
+            )
+            for optimizer in self.all
+        )
+
     def learning_rates(self) -> dict[str, float]:
         """The current learning rate of each parameter, by name."""
         names = {id(parameter): name for name, parameter in self.members.items()}

@@ -290,6 +290,20 @@ class ParameterVector:
         for parameter in self.members.values():
             parameter.grad = None
 
+    def taking_part(self) -> list[slice]:
+        """Where in the vector [P] parameters have a gradient now, neighbours joined: all of it, as a rule."""
+        present = [parameter.grad is not None for parameter in self.members.values()]
+        if all(present):
+            return [slice(0, self.layout.length)]
+        runs: list[slice] = []
+        neighbour = False
+        for slot, here in zip(self.layout, present, strict=True):
+            if here:
+                start = runs.pop().start if neighbour else slot.offset
+                runs.append(slice(start, slot.offset + slot.size))
+            neighbour = here
+        return runs
+
     def gather(self, start: Callable[[Tensor], bool] | None = None) -> Tensor:
         """Copy all gradients into `grad` [P] and make every `p.grad` a view of it.
 

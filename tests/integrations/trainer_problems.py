@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import perdure
 from perdure.methods import AGEM, EWC, L2, MAS, SI, DERpp, LwF, Method, Replay
 
-SGD = partial(torch.optim.SGD, lr=0.1)
+# With momentum: under plain SGD a learner's penalties pull the weights, and a trainer's stay in the gradient.
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.5)
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
 OPTIMIZERS = {"sgd": SGD, "adamw": ADAMW}
 

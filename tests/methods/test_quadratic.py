@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import perdure
 from perdure.errors import PerdureWarning
-from perdure.methods import EWC, L2, MAS, SI
+from perdure.methods import AGEM, EWC, L2, MAS, SI, Method
 from perdure.methods.quadratic import AnchoredPenalty
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*alone on a class-incremental")
@@ -288,7 +288,9 @@ def test_the_order_of_the_models_parameters_does_not_matter(solver: str) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.*each pull the same weights")
-@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.Adam, lr=0.01)])
+@pytest.mark.parametrize(
+    "optimizer", [partial(torch.optim.SGD, lr=0.1, momentum=0.5), partial(torch.optim.Adam, lr=0.01)]
+)
 @pytest.mark.parametrize("head", ["growing", "multi"])
 def test_a_gradient_that_starts_as_the_penalty_has_the_bits_of_one_that_it_is_added_to(
     optimizer: Any, head: str, monkeypatch: pytest.MonkeyPatch
@@ -316,6 +318,114 @@ def test_a_gradient_that_starts_as_the_penalty_has_the_bits_of_one_that_it_is_ad
     (fast, used), (slow, unused) = trained(True), trained(False)
     assert torch.equal(fast, slow)
     assert used > 0 == unused
+
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def by_gradient(cls: type[AnchoredPenalty]) -> type[AnchoredPenalty]:
+    """The same method, which adds its gradient whatever the optimizer is."""
+    return type(cls.__name__, (cls,), {"pulls": False})
+
+
+@pytest.mark.filterwarnings("ignore:.*each pull the same weights")
+@pytest.mark.parametrize("head", ["growing", "multi"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_pull_on_the_weights_is_the_step_on_the_penaltys_gradient(head: str, frozen: bool, scheduled: bool) -> None:
+    """But for rounding; and idle heads, which have no gradient, stay where they are, bit for bit."""
+
+    def trained(*methods: AnchoredPenalty) -> list[Tensor]:
+        stream = toy_stream("task" if head == "multi" else "class")
+        model = toy_model(head=head).double()
+        decay = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99) if scheduled else None
+        learner = perdure.Learner(model, SGD, list(methods), scheduler=decay)
+        learner.adopt(stream)
+        after = []
+        for task in stream:
+            if frozen and task.index == 1:
+                next(model.parameters()).requires_grad_(False)
+            learner.fit_task(task, batch_size=8)
+            after.append(learner.parameters.theta.clone())
+        return after
+
+    pulled = trained(EWC(strength=5.0), L2(strength=0.5, mode="all"), SI(strength=2.0))
+    kinds = by_gradient(EWC), by_gradient(L2), by_gradient(SI)
+    added = trained(kinds[0](strength=5.0), kinds[1](strength=0.5, mode="all"), kinds[2](strength=2.0))
+    plain = trained()
+    for one, other in zip(pulled, added, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(pulled[-1], plain[-1], atol=1e-3)
+    assert any(not torch.equal(a, b) for a, b in zip(pulled, added, strict=True)), "the two went the same way"
+
+
+def test_a_parameter_without_a_gradient_is_not_pulled() -> None:
+    model = nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"})
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts["c"](self.parts["a"](x))
+
+    l2 = L2(strength=1.0)
+    learner = perdure.Learner(Two(), SGD, [l2])
+    x, y = torch.randn(8, 2), torch.arange(8) % 2
+    learner.fit_task("one", (x, y), batch_size=8)
+    with torch.no_grad():
+        learner.parameters.theta.add_(1.0)
+    before = {name: p.detach().clone() for name, p in learner.parameters.members.items()}
+    learner.begin_task("two")
+    learner.step(x, y)
+    gradients = {name: p.grad for name, p in learner.parameters.members.items()}
+    for name, p in learner.parameters.members.items():
+        gradient = gradients[name]
+        if ".b." in name:
+            assert gradient is None
+            assert torch.equal(p, before[name])
+        else:
+            assert gradient is not None
+            torch.testing.assert_close(p, before[name] - 0.1 * (gradient + 1.0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*each pull the same weights")
+@pytest.mark.parametrize("wanted", [L2(), MAS(), SI(), EWC(mode="online")], ids=lambda method: method.name)
+def test_penalties_pull_the_weights_under_plain_sgd_alone(wanted: AnchoredPenalty) -> None:
+    def pulls(optimizer: Any = SGD, *others: Method, **options: Any) -> bool:
+        fresh = type(wanted)(**wanted.arguments())
+        return perdure.Learner(toy_model(), optimizer, [fresh, *others], **options)._descends()
+
+    assert all([pulls(), pulls(precision="bfloat16"), pulls(micro_batches=2)])
+    assert not pulls(partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    assert not pulls(partial(torch.optim.SGD, lr=0.1, weight_decay=0.1))
+    assert not pulls(partial(torch.optim.Adam, lr=0.1))
+    assert not any([pulls(clip_norm=1.0), pulls(clip_value=1.0)]), "what is clipped is the whole gradient"
+    assert not pulls(SGD, AGEM(per_task=8)), "a projection needs the whole gradient"
+    if wanted.name != "si":
+        assert not pulls(SGD, SI(clamp=False)), "one cannot merge, and two pulls in a row are not their sum"
+
+
+def test_a_step_hook_sees_the_penalty_in_the_gradient() -> None:
+    """Of plain SGD too: whoever reads or clips gradients in a hook of the optimizer gets all of them."""
+    model = toy_model()
+    seen: list[float] = []
+    learner = perdure.Learner(model, SGD, [L2(strength=3.0)])
+    stream = toy_stream()
+    learner.adopt(stream)
+    learner.fit_task(stream[0], batch_size=8)
+    learner.begin_task(stream[1])
+    with torch.no_grad():
+        learner.parameters.theta.add_(100.0)
+    handle = learner.optimizers.all[0].register_step_pre_hook(
+        lambda *_: seen.append(float(next(model.parameters()).grad.mean()))  # type: ignore[union-attr]
+    )
+    rows = torch.arange(8)
+    learner.step(*stream[1].train.gather(rows))
+    handle.remove()
+    learner.step(*stream[1].train.gather(rows))
+    assert seen == [pytest.approx(300.0, rel=0.2)]
 
 
 @pytest.mark.filterwarnings("ignore:.*each pull the same weights")

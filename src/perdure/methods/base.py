@@ -27,6 +27,7 @@ HOOKS = (
     "observe_gradient",
     "add_gradient",
     "project_gradient",
+    "own_gradient",
     "on_update",
     "observe_update",
     "after_step",
@@ -166,17 +167,32 @@ class Method:
         """
         return False
 
+    @property
+    def pulls(self) -> bool:
+        """Whether `descend` may stand for `add_gradient` where the optimizer does nothing but `theta -= lr * grad`."""
+        return False
+
+    def descend(self) -> None:
+        """Take what `add_gradient` would add as a step on `theta` [P]: less `lr` times that."""
+        raise NotImplementedError
+
     def add_gradient(self, grad: Tensor) -> None:
         """Add an analytic penalty gradient or a late replay gradient to `grad` [P], in place."""
 
     def project_gradient(self, grad: Tensor) -> None:
         """Constrain or rescale the sum in `grad` [P], in place."""
 
+    def own_gradient(self) -> None:
+        """Change, in place, `p.grad` of parameters that the method itself has put into the model, and of no others."""
+
     def on_update(self, before: Tensor, theta: Tensor) -> None:
         """Act on the finished update, in place on `theta` [P]. `before` [P] is valid only if `needs_update`."""
 
     def observe_update(self, before: Tensor, theta: Tensor) -> None:
-        """Read the movement that really happened, after every `on_update`; change nothing."""
+        """Read the movement that really happened, after every `on_update`; change nothing.
+
+        But for the one method of rank 99, which comes last and may use `before` [P] as scratch memory.
+        """
 
     def after_step(self, batch: Batch, outputs: Tensor | None) -> None:
         """Store examples, update running statistics. `outputs` [rows, columns] are those before the update."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -182,7 +183,7 @@ class HAT(UpdateMask):
     def forget_mask(self) -> None:
         super().forget_mask()
         self._slots: list[Slot] = []
-        self._pushed: Tensor | None = None
+        self._pushed: list[Tensor] | None = None
 
     # -- gates ----------------------------------------------------------------------------------------------------
 
@@ -244,47 +245,51 @@ class HAT(UpdateMask):
 
     # -- the step -------------------------------------------------------------------------------------------------
 
-    def project_gradient(self, grad: Tensor) -> None:
-        """Add the regulariser's gradient and undo what the slope does to that of the embeddings; mask, if on gradients.
+    @torch.no_grad()
+    def own_gradient(self) -> None:
+        """Add the regulariser's gradient to that of the embeddings, and undo what the slope does to it.
 
         The regulariser is written out because the loop, and with it the loss, may be somebody else's.
         """
-        s, parts = self.slope(), self._open(grad)
-        e = torch.cat(self._open(self.parameters.theta))
+        members = self.parameters.members
+        found = [(members[slot.name], push) for slot, push in zip(self._open(), self._pressure(), strict=True)]
+        found = [(embedding, push) for embedding, push in found if embedding.grad is not None]
+        if not found:
+            return
+        s, parts = self.slope(), [embedding.grad for embedding, _ in found if embedding.grad is not None]
+        e = torch.cat([embedding for embedding, _ in found])
         a = torch.sigmoid(s * e)
-        total = torch.cat(parts).addcmul_(a * (1 - a), self._pressure(), value=s)
+        total = torch.cat(parts).addcmul_(a * (1 - a), torch.cat([push for _, push in found]), value=s)
         steep = torch.cosh((s * e).clamp_(-_STEEPEST, _STEEPEST)).add_(1)
         total.mul_(steep).div_(torch.cosh(e).add_(1)).mul_(self.smax / s)
         torch._foreach_copy_(parts, total.split_with_sizes([len(part) for part in parts]))
-        if self.mask_on == "gradient":
-            super().project_gradient(grad)
 
     @torch.no_grad()
     def on_update(self, before: Tensor, theta: Tensor) -> None:
         if self.mask_on == "update":
             super().on_update(before, theta)
-        for e in self._open(theta):
-            e.clamp_(-_FARTHEST, _FARTHEST)
+        for slot in self._open():
+            slot.view(theta).clamp_(-_FARTHEST, _FARTHEST)
         self.steps += 1
 
-    def _open(self, vector: Tensor) -> list[Tensor]:
-        """The open task's embeddings [units], layer by layer, in a vector [P]."""
+    def _open(self) -> list[Slot]:
+        """Where the open task's embeddings lie, layer by layer."""
         if not self._slots:
             end = f".{GATE}.embeddings.task_{self.learner.task_index}"
             slots = {slot.name: slot for slot in self.parameters.layout}
             self._slots = [slots[name + end] for name in self._layers]
-        return [slot.view(vector) for slot in self._slots]
+        return self._slots
 
-    def _pressure(self) -> Tensor:
-        """d loss / d a of the regulariser [units of all layers]: strength (1 - c) / sum (1 - c)."""
+    def _pressure(self) -> Sequence[Tensor]:
+        """d loss / d a of the regulariser [units], layer by layer: strength (1 - c) / sum (1 - c) over all layers."""
         if self._pushed is None:
             theta = self.parameters.theta
             free = [
                 1 - self.used[name].to(theta.dtype) if name in self.used else theta.new_ones(gate.units)
                 for name, gate in self.gates().items()
             ]
-            together = torch.cat(free)
-            self._pushed = self.strength * together / together.sum().clamp_min(torch.finfo(theta.dtype).tiny)
+            total = torch.cat(free).sum().clamp_min(torch.finfo(theta.dtype).tiny)
+            self._pushed = [self.strength * part / total for part in free]
         return self._pushed
 
     # -- protection -----------------------------------------------------------------------------------------------

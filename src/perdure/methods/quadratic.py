@@ -33,7 +33,8 @@ class AnchoredPenalty(Method):
     strength
         Factor of the penalty, which counts half: `strength / 2 * sum S (theta - mu)^2`.
     solver
-        "grad" adds the penalty's gradient `strength * S * (theta - mu)` to the loss gradient. "prox" solves for the
+        "grad" adds the penalty's gradient `strength * S * (theta - mu)` to the loss gradient; under plain SGD, where
+        nothing else needs their sum, the weights take that part of the step by itself. "prox" solves for the
         penalty exactly after the optimizer's step, with the step's learning rate; it is stable for any strength and the
         same method under plain SGD, while under momentum and Adam it is decoupled from the moments, like AdamW's decay.
     exclude
@@ -48,7 +49,7 @@ class AnchoredPenalty(Method):
     needs_boundaries: ClassVar[bool] = True
     ranks: ClassVar[dict[str, int]] = {"on_update": PROX}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta"}
-    transient: ClassVar[tuple[str, ...]] = ("_kept",)
+    transient: ClassVar[tuple[str, ...]] = ("_kept", "_steps")
 
     def __post_init__(self) -> None:
         check_value(self.name, "strength", self.strength)
@@ -65,6 +66,7 @@ class AnchoredPenalty(Method):
     def setup(self, learner: Learner) -> None:
         super().setup(learner)
         self._kept: tuple[Tensor, Tensor] | tuple[()] | None = None
+        self._steps: tuple[float, Tensor] | None = None
         self.importance: Tensor | None = None
         self.anchor: Tensor | None = None
         self.constant = 0.0
@@ -80,7 +82,7 @@ class AnchoredPenalty(Method):
 
     def _forget_caches(self) -> None:
         for penalty in self._together():
-            penalty._kept = None
+            penalty._kept = penalty._steps = None
 
     # -- consolidating --------------------------------------------------------------------------------------------
 
@@ -128,6 +130,12 @@ class AnchoredPenalty(Method):
             return 0.0
         distance = (self.parameters.theta - self.anchor).double()
         return self.strength * (0.5 * float((self.importance.double() * distance**2).sum()) + self.constant)
+
+    @property
+    def pulls(self) -> bool:
+        plain = type(self).add_gradient is AnchoredPenalty.add_gradient
+        # One after the other, the second would pull weights that the first has moved.
+        return plain and (self.merges or self.learner.hooks["add_gradient"] == [self])
 
     @property
     def merges(self) -> bool:
@@ -178,6 +186,29 @@ class AnchoredPenalty(Method):
         if pull:
             torch.sub(self.parameters.theta, pull[1], out=into).mul_(pull[0])
         return bool(pull)
+
+    @torch.no_grad()
+    def descend(self) -> None:
+        """The penalty's part of a plain gradient step: `theta <- theta + lr * strength * S (mu - theta)`.
+
+        In place of `add_gradient`, before the optimizer's own part, where that is `theta -= lr * grad` alone.
+        A parameter without a gradient stays where it is, as the optimizer would leave it.
+        """
+        pull = self._pull()
+        if not pull:
+            return
+        theta, mu, a = self.parameters.theta, pull[1], self._step_sizes(pull[0])
+        for run in self.parameters.taking_part():
+            theta[run].lerp_(mu[run], a[run])
+
+    def _step_sizes(self, scaled: Tensor) -> Tensor:
+        """Learning rate times `strength * S` [P], kept while the rate is the same."""
+        rates = self._rates()
+        if isinstance(rates, Tensor):
+            return scaled * rates
+        if self._steps is None or self._steps[0] != rates:
+            self._steps = rates, scaled * rates
+        return self._steps[1]
 
     @torch.no_grad()
     def on_update(self, before: Tensor, theta: Tensor) -> None:

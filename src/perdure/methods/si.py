@@ -55,7 +55,7 @@ class SI(AnchoredPenalty):
     use_when: ClassVar[str] = "like EWC, where a second pass over the task's data is not possible"
     cost: ClassVar[str] = "time: four vector operations a step; memory: 4 P"
     needs_update: ClassVar[bool] = True
-    ranks: ClassVar[dict[str, int]] = {**AnchoredPenalty.ranks, "project_gradient": 99}
+    ranks: ClassVar[dict[str, int]] = {**AnchoredPenalty.ranks, "project_gradient": 99, "observe_update": 99}
     aligned: ClassVar[dict[str, float | str]] = {"importance": 0.0, "anchor": "theta", "path": 0.0}
     task_sums: ClassVar[tuple[str, ...]] = ("path",)
     transient: ClassVar[tuple[str, ...]] = ("_kept", "_total", "_views")
@@ -99,7 +99,7 @@ class SI(AnchoredPenalty):
             self._total.copy_(grad)
 
     def observe_update(self, before: Tensor, theta: Tensor) -> None:
-        delta = torch.sub(theta, before, out=self.parameters.scratch)
+        delta = torch.sub(theta, before, out=before)
         if self._total is not None:
             self.path.addcmul_(self._total, delta, value=-1)
         else:
