@@ -147,6 +147,7 @@ def split_mnist() -> Table:
             Contender("MAS", {"name": "mas"}, (0.1, 1.0, 10.0)),
             Contender("EWC, online", {**method("task-ewc"), "mode": "online"}, (1e4, 1e5, 1e6)),
             Contender("L2", {"name": "l2"}, (0.01, 0.1, 1.0)),
+            Contender("L2, a term a task", {"name": "l2", "mode": "all"}, (0.01, 0.1, 1.0)),
             Contender("EWC", method("task-ewc"), origin=published),
             Contender("SI", method("task-si"), origin=published),
             Contender("LwF", method("task-lwf"), origin=published),

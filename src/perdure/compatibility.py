@@ -57,7 +57,7 @@ def check_methods(methods: Sequence[Method]) -> None:
         owners = [m.name for m in methods if part in m.owns and (m.has(part) or not m.acts)]
         if len(owners) > 1:
             raise IncompatibleError(f"'{owners[0]}' and '{owners[1]}' both own {part}; use one of them")
-        stepping = {"on_batch", "loss", "criterion", "add_gradient", "project_gradient", "own_gradient", "on_update"}
+        stepping = {"on_batch", "loss", "criterion", "add_gradient", "project_gradient", "on_update"}
         if part == "step" and owners:
             for method in methods:
                 if method.name not in owners and any(method.has(hook) for hook in stepping):

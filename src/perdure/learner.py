@@ -169,7 +169,8 @@ class Learner:
             hook: sorted((m for m in self.methods if m.has(hook)), key=methodcaller("rank", hook)) for hook in HOOKS
         }
         self.parameters.keeps_arrivals = any(method.reads_arrivals and method.acts for method in self.methods)
-        gathering = any(self.hooks[h] for h in ("observe_gradient", "add_gradient", "project_gradient"))
+        gradient_hooks = ("observe_gradient", "add_gradient", "project_gradient")
+        gathering = any(method.gathers for hook in gradient_hooks for method in self.hooks[hook])
         self._gathers = gathering or self.parameters.keeps_arrivals
         self._starter = self._find_starter()
         first = self.hooks["add_gradient"][:1] if self.parameters.keeps_arrivals else []
@@ -297,16 +298,15 @@ class Learner:
         """
         if not started and self._descends():
             return self._descend()
+        grad = self.parameters.grad
         if self._gathers or self.flat.worth_gathering:
             grad = self.parameters.arrived() if started else self.parameters.gather(self._late_start)
             for method in self.hooks["observe_gradient"]:
                 method.observe_gradient(grad)
             for method in self.hooks["add_gradient"][self.parameters.begun :]:
                 method.add_gradient(grad)
-            for method in self.hooks["project_gradient"]:
-                method.project_gradient(grad)
-        for method in self.hooks["own_gradient"]:
-            method.own_gradient()
+        for method in self.hooks["project_gradient"]:
+            method.project_gradient(grad)
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters.members.values(), self.clip_value)
         if self.clip_norm is not None:
@@ -322,8 +322,6 @@ class Learner:
             method.observe_gradient(self.parameters.gather())
         if self.parameters.keeps_arrivals:
             self.parameters.arrivals = [p.grad for p in self.parameters.members.values()]
-        for method in self.hooks["own_gradient"]:
-            method.own_gradient()
         before = self.parameters.snapshot() if self._needs_before else self.parameters.theta
         for method in self.hooks["add_gradient"]:
             method.descend()

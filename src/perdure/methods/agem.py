@@ -103,10 +103,13 @@ class AGEM(Method):
             return
         found = reference_gradients(self.learner, drawn["x"], drawn["y"], drawn["task"])
         # What takes no part in this step (another task's head) is moved by no optimizer, so it cannot keep a promise.
-        busy = [name for name, parameter in self.parameters.members.items() if parameter.grad is not None]
-        views, shared = self.parameters.views(grad), [name for name in busy if name in found]
-        if shared:
-            agem_project([views[name] for name in shared], [found[name] for name in shared], self.eps)
+        busy = {name: p.grad for name, p in self.parameters.members.items() if p.grad is not None and name in found}
+        if busy:
+            agem_project(list(busy.values()), [found[name] for name in busy], self.eps)
+
+    @property
+    def gathers(self) -> bool:
+        return False
 
     def _draw(self) -> dict[str, Any] | None:
         """Rows of all finished tasks, and of what came while no task was announced, in proportion; None if none."""

@@ -27,7 +27,6 @@ HOOKS = (
     "observe_gradient",
     "add_gradient",
     "project_gradient",
-    "own_gradient",
     "on_update",
     "observe_update",
     "after_step",
@@ -180,10 +179,10 @@ class Method:
         """Add an analytic penalty gradient or a late replay gradient to `grad` [P], in place."""
 
     def project_gradient(self, grad: Tensor) -> None:
-        """Constrain or rescale the sum in `grad` [P], in place."""
+        """Constrain or rescale the sum in `grad` [P], in place.
 
-    def own_gradient(self) -> None:
-        """Change, in place, `p.grad` of parameters that the method itself has put into the model, and of no others."""
+        Where `gathers` is false, change `p.grad` of the parameters instead: `grad` may be anything then.
+        """
 
     def on_update(self, before: Tensor, theta: Tensor) -> None:
         """Act on the finished update, in place on `theta` [P]. `before` [P] is valid only if `needs_update`."""
@@ -231,6 +230,11 @@ class Method:
         That is cheaper than `observe_gradient`, whose vector has to be copied, since what follows changes it.
         """
         return False
+
+    @property
+    def gathers(self) -> bool:
+        """Whether its gradient hooks need the vector; a `project_gradient` that works on each `p.grad` does not."""
+        return True
 
     @property
     def acts(self) -> bool:

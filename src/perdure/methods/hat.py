@@ -245,17 +245,25 @@ class HAT(UpdateMask):
 
     # -- the step -------------------------------------------------------------------------------------------------
 
+    @property
+    def gathers(self) -> bool:
+        return self.mask_on == "gradient"
+
     @torch.no_grad()
-    def own_gradient(self) -> None:
-        """Add the regulariser's gradient to that of the embeddings, and undo what the slope does to it.
+    def project_gradient(self, grad: Tensor) -> None:
+        """Add the regulariser's gradient to that of the embeddings and undo what the slope does; mask, if on gradients.
 
         The regulariser is written out because the loop, and with it the loss, may be somebody else's.
         """
         members = self.parameters.members
         found = [(members[slot.name], push) for slot, push in zip(self._open(), self._pressure(), strict=True)]
         found = [(embedding, push) for embedding, push in found if embedding.grad is not None]
-        if not found:
-            return
+        if found:
+            self._compensate(found)
+        if self.mask_on == "gradient":
+            super().project_gradient(grad)
+
+    def _compensate(self, found: list[tuple[nn.Parameter, Tensor]]) -> None:
         s, parts = self.slope(), [embedding.grad for embedding, _ in found if embedding.grad is not None]
         e = torch.cat([embedding for embedding, _ in found])
         a = torch.sigmoid(s * e)
