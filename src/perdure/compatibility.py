@@ -120,7 +120,8 @@ def check_scenario(methods: Sequence[Method], scenario: str, finds_tasks: bool =
         if method.needs_boundaries and scenario in ("online", "blurry") and not finds_tasks:
             raise IncompatibleError(
                 f"'{method.name}' needs task boundaries, which {_stream_of(scenario)} does not announce; "
-                "use a replay method, or a detector: Learner(..., boundaries='page_hinkley')"
+                "use a replay method, or a detector: Learner(..., boundaries='page_hinkley'), and on the command line "
+                "--set boundaries.name=page_hinkley"
             )
     remembers = any(not method.regulariser for method in methods)
     if scenario == "class" and methods and not remembers:

@@ -59,7 +59,14 @@ STEPS = {
 EVIDENCE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "task": (
         "vandeven-split-mnist",
-        {FINETUNE: "task-none", "ewc": "task-ewc", "si": "task-si", "lwf": "task-lwf", "replay": "task-er"},
+        {
+            FINETUNE: "task-none",
+            "ewc": "task-ewc",
+            "si": "task-si",
+            "lwf": "task-lwf",
+            "replay": "task-er",
+            "generative_replay": "task-dgr",
+        },
     ),
     "domain": (
         "der-permuted-mnist",
@@ -72,8 +79,9 @@ EVIDENCE: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "replay": "er-500",
             "der": "der-500",
             "derpp": "derpp-500",
-            "agem": "agem-200",
-            "gem": "gem-200",
+            "agem": "agem-500",
+            "gem": "gem-500",
+            "icarl": "icarl-500",
         },
     ),
 }
