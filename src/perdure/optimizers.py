@@ -71,14 +71,13 @@ class Optimizers:
 
         Step hooks may read the gradient or change it, so there must be none, but for `hooks` that are known.
         """
-        return all(
-            type(optimizer) is torch.optim.SGD
-            and len(optimizer._optimizer_step_pre_hooks) <= hooks
-            and not any(
-                group["momentum"] or group["weight_decay"] or group["maximize"] for group in optimizer.param_groups
-            )
-            for optimizer in self.all
-        )
+        for optimizer in self.all:
+            if type(optimizer) is not torch.optim.SGD or len(optimizer._optimizer_step_pre_hooks) > hooks:
+                return False
+            for group in optimizer.param_groups:
+                if group["momentum"] or group["weight_decay"] or group["maximize"]:
+                    return False
+        return True
 
     def learning_rates(self) -> dict[str, float]:
         """The current learning rate of each parameter, by name."""

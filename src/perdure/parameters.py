@@ -290,11 +290,11 @@ class ParameterVector:
         for parameter in self.members.values():
             parameter.grad = None
 
-    def taking_part(self) -> list[slice]:
-        """Where in the vector [P] parameters have a gradient now, neighbours joined: all of it, as a rule."""
+    def taking_part(self) -> list[slice] | None:
+        """Where in the vector [P] parameters have a gradient now, neighbours joined; None: all of it, as a rule."""
         present = [parameter.grad is not None for parameter in self.members.values()]
         if all(present):
-            return [slice(0, self.layout.length)]
+            return None
         runs: list[slice] = []
         neighbour = False
         for slot, here in zip(self.layout, present, strict=True):

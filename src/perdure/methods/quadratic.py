@@ -198,16 +198,21 @@ class AnchoredPenalty(Method):
         if not pull:
             return
         theta, mu, a = self.parameters.theta, pull[1], self._step_sizes(pull[0])
-        for run in self.parameters.taking_part():
+        runs = self.parameters.taking_part()
+        if runs is None:
+            theta.lerp_(mu, a)
+            return
+        for run in runs:
             theta[run].lerp_(mu[run], a[run])
 
     def _step_sizes(self, scaled: Tensor) -> Tensor:
         """Learning rate times `strength * S` [P], kept while the rate is the same."""
-        rates = self._rates()
-        if isinstance(rates, Tensor):
-            return scaled * rates
-        if self._steps is None or self._steps[0] != rates:
-            self._steps = rates, scaled * rates
+        first, *others = self.learner.optimizers.groups()
+        rate = float(first["lr"])
+        if others:
+            return scaled * self._rates()
+        if self._steps is None or self._steps[0] != rate:
+            self._steps = rate, scaled * rate
         return self._steps[1]
 
     @torch.no_grad()
