@@ -38,7 +38,7 @@ NOTES = [
     "Processor time, one thread, interleaved in the order A B C, C B A; a ratio of medians, and the quartiles of the "
     "ratios of single rounds. Synthetic data of MNIST's shape, plain SGD, no evaluation, metrics or loggers.",
     "Checked before the clock starts: all sides forward as many rows in as many steps, and the weights of each end "
-    "where a plain loop on its batches ends, within 1e-6.",
+    "where a plain loop on its batches ends, within 1e-5.",
     "One run is one experience: `strategy.train(...)`, `learner.fit_task(...)`. An online stream is cut into "
     "experiences of one batch before the clock starts. A replay step trains on as many remembered rows as new ones, "
     "from a reservoir that is full.",

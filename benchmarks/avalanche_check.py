@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from benchmarks.avalanche_sides import LEARNING_RATE, PAST, Anchored, Setting, Side, update
 
-TOLERANCE = 1e-6  # between weights that the same arithmetic leads to in another order
+# Between weights that the same arithmetic leads to in another order, where now and then a unit near zero opens on one
+# side alone; a step moves weights by up to 2e-3.
+TOLERANCE = 1e-5
 
 
 @contextmanager
