@@ -29,7 +29,9 @@ reproduce: $(VENV)/demo  ## published tables on real data (PERDURE_DATA, or afte
 	cp runs/reproduced.json src/perdure/experiments/reproduced.json
 
 bench: $(VENV)/demo bench-avalanche  ## speed as ratios to loops by hand and to Avalanche: docs/performance.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --avalanche runs/avalanche.json --out docs/performance.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.endless --json runs/endless.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks --avalanche runs/avalanche.json --endless runs/endless.json \
+		--out docs/performance.md
 
 bench-avalanche: $(AVALANCHE)/ready  ## speed beside Avalanche alone, which gets an environment of its own
 	mkdir -p runs

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,6 +71,21 @@ AVALANCHE = """
 """
 
 
+ENDLESS = """
+## A stream without an end
+
+{rows:,} rows, generated as they are asked for, in batches of {batch_size}, online, with replay from {capacity:,} rows
+(`python -m benchmarks.endless`): the process held {low:.1f} MB after the first tenth and {high:.1f} MB after the last,
+evaluations included, at {speed:,.0f} rows a second.
+"""
+
+
+def endless(found: dict[str, Any]) -> str:
+    """What `python -m benchmarks.endless --json` measured, in words."""
+    first, *_, last = found["resident_bytes"]
+    return ENDLESS.format(**found, low=first / 1e6, high=last / 1e6, speed=found["rows"] / found["seconds"])
+
+
 def measured() -> Iterator[Row]:
     """Every row but those of whole runs, in the order of the page."""
     first, *_ = every = cases()
@@ -84,6 +100,7 @@ def measured() -> Iterator[Row]:
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--avalanche", type=Path, help="what `make bench-avalanche` measured, as JSON")
+    arguments.add_argument("--endless", type=Path, help="what `python -m benchmarks.endless` measured, as JSON")
     arguments.add_argument("--out", type=Path, help="write the page to this Markdown file")
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
@@ -98,6 +115,8 @@ def main() -> int:
     page += "\n".join([HEAD, *map(str, found)]) + "\n"
     whole = jobs.rows()
     text = MISSED + JOBS + jobs.NOTE + "\n\n" + "\n".join([HEAD, *map(str, whole)]) + "\n"
+    if chosen.endless is not None:
+        text += endless(json.loads(chosen.endless.read_text(encoding="utf-8")))
     if chosen.avalanche is not None:
         text += AVALANCHE + avalanche.table(json.loads(chosen.avalanche.read_text(encoding="utf-8")))
     print(text)
