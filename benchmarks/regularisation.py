@@ -153,11 +153,12 @@ def split_mnist() -> Table:
             Contender("LwF", method("task-lwf"), origin=published),
         ),
         notes=(
-            "L2 with an anchor at the last task alone is the exception: far above fine-tuning on two seeds, below it on "
-            "seed 2. With a term a task, which pulls to the mean of all anchors ever harder, it is above on every "
-            "seed. It does what its equation says: with the last anchor alone on seed 2, the second and third task moved the weights by 2.8 and 2.3 (fine-tuning: 20 and 17), and "
-            "after the third task the first was at 97.7 % (86.2 %), but the second at 85.4 % (97.8 %). Small steps "
-            "along what an old task depends on forget it too; only importances tell which those are.",
+            "L2 with an anchor at the last task alone is the exception: far above fine-tuning on two seeds, below it "
+            "on seed 2. With a term a task, which pulls to the mean of all anchors ever harder, it is above on every "
+            "seed. It does what its equation says: with the last anchor alone on seed 2, the second and third task "
+            "moved the weights by 2.8 and 2.3 (fine-tuning: 20 and 17), and after the third task the first was at "
+            "97.7 % (86.2 %), but the second at 85.4 % (97.8 %). Small steps along what an old task depends on forget "
+            "it too; only importances tell which those are.",
             "HAT forgets next to nothing: the weights into units that a task uses stay as they are. Its strength "
             "hardly matters in three such tasks, which leave most units free.",
             "SPG only slows weights down, so it forgets more than HAT. Its paper trains by SGD until a plateau; here "
