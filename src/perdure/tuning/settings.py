@@ -58,7 +58,7 @@ class Tuning:
 
     >>> tuning = Tuning.from_mapping({"methods": ["ewc"], "space": {"ewc.strength": [1, 100]}, "tune": {"tasks": 2}})
     >>> tuning.experiment({"ewc.strength": 100}).methods[0].arguments["strength"], tuning.rules.tasks
-    (100, 2)
+    (100.0, 2)
     """
 
     written: dict[str, Any]

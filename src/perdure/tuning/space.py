@@ -131,7 +131,7 @@ def space_of(written: Any) -> Space:
         key = _key(str(name))
         if key in space:
             raise UsageError(f"the space names {key} twice; name it once")
-        space[key] = _entry(key, value)
+        space[key] = entry_of(key, value)
     return space
 
 
@@ -163,7 +163,8 @@ def _key(name: str) -> str:
     return key
 
 
-def _entry(key: str, value: Any) -> Choices | Range:
+def entry_of(key: str, value: Any) -> Choices | Range:
+    """One entry of a space; see `space_of`."""
     if isinstance(value, (list, tuple)):
         values = tuple(value)
         if not values:

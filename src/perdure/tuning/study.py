@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import threading
 import time
@@ -30,6 +31,9 @@ BEAT_SECONDS, SILENT_SECONDS = 10.0, 60.0
 """How often a worker says that it lives, and after how long a silence it is taken for dead."""
 
 _LOCK_SECONDS = 60
+_OPENINGS = 20
+_MADE_BY_OTHERS = ("already exists", "unique", "duplicate", "locked", "no such table")
+"""What storages say when several workers make their tables at the same moment: the next try finds them made."""
 
 
 class StudyLedger:
@@ -132,18 +136,25 @@ class StudyLedger:
 
     def _open(self, url: str, name: str) -> Any:
         options: dict[str, Any] = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else {}
-        try:
-            storage = self._optuna.storages.RDBStorage(url, engine_kwargs=options)
-            return self._optuna.create_study(
-                storage=storage, study_name=name, direction="maximize", load_if_exists=True
-            )
-        except ImportError as error:
-            raise StorageError(f"the storage {_hidden(url)} needs a package that is not installed: {error}") from error
-        except Exception as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise StorageError(
-                f"cannot open the storage {_hidden(url)}: {first}; give a URL such as sqlite:///search.db"
-            ) from error
+        for left in reversed(range(_OPENINGS)):
+            try:
+                storage = self._optuna.storages.RDBStorage(url, engine_kwargs=options)
+                return self._optuna.create_study(
+                    storage=storage, study_name=name, direction="maximize", load_if_exists=True
+                )
+            except ImportError as error:
+                raise StorageError(
+                    f"the storage {_hidden(url)} needs a package that is not installed: {error}"
+                ) from error
+            except Exception as error:
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                if left and any(word in first.lower() for word in _MADE_BY_OTHERS):
+                    time.sleep(random.uniform(0.1, 0.5))  # not the same for two that stumble over each other
+                    continue
+                raise StorageError(
+                    f"cannot open the storage {_hidden(url)}: {first}; give a URL such as sqlite:///search.db"
+                ) from error
+        raise AssertionError("the last opening raises or returns")
 
     def _attempts(self) -> list[Any]:
         return [trial for trial in self._study.get_trials(deepcopy=False) if "key" in trial.user_attrs]
