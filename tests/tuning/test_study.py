@@ -123,15 +123,14 @@ def test_another_machine_is_dead_when_it_is_silent_and_not_before(
         while time.monotonic() < until:
             assert "grid 0" in near.look()[1]
             time.sleep(0.05)
-        monkeypatch.setattr(far, "_beat", None)
         far._storage.set_trial_user_attr = lambda *_: None  # the network is gone
         until = time.monotonic() + 10
         while "grid 0" in near.look()[1]:
             assert time.monotonic() < until
             time.sleep(0.05)
-        del far._storage.set_trial_user_attr
         with near.claim(FIRST, {"ewc.strength": 0}) as got:
             assert got
+            del far._storage.set_trial_user_attr
             far.finish(FIRST, Outcome(0.1, 0))  # it comes back and is told nothing, but counts no more
             near.finish(FIRST, Outcome(0.2, 0))
     assert near.look()[0]["grid 0"].score == 0.2
