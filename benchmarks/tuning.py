@@ -18,9 +18,8 @@ from perdure.experiments.reproduce import is_of, kept_results
 from perdure.experiments.run import run_quietly
 from perdure.registry import benchmarks
 from perdure.results import Results
-from perdure.seeding import generator
-from perdure.streams.classes import hold_out
-from perdure.streams.task import Stream, Task
+from perdure.streams.held_out import held_out as beginning
+from perdure.streams.task import Stream
 
 COST = "processor.json"
 FURTHEST = 4
@@ -40,27 +39,9 @@ def held_out(
     fraction: float = 0.1,
     options: dict[str, Any] | None = None,
 ) -> Stream:
-    """The first tasks of a benchmark, tested on a part of their training data that is not trained on.
-
-    Where all tasks show the same images (permuted ones), the same images are held out of every task. The test data and
-    the later tasks are not in it; the head keeps the width that all tasks need.
-    """
+    """The first tasks of a benchmark, tested on a part of their training data: `perdure.streams.held_out`."""
     whole: Stream = benchmarks.get(of)(scenario=scenario, seed=seed, root=root, **(options or {}))
-    tasks = []
-    for task in whole[:first]:
-        rows, held = hold_out(task.train.targets, fraction, generator(seed, "held out"))
-        tasks.append(Task(task.index, task.name, task.train.subset(rows), task.train.subset(held), task.classes))
-    return Stream(
-        tasks,
-        scenario=scenario,
-        seed=seed,
-        name=f"{whole.name}, held out",
-        class_names=whole.class_names,
-        class_order=whole.class_order,
-        columns=whole.columns,
-        prepare=whole.prepare,
-        options=whole.options,
-    )
+    return beginning(whole, first, fraction)
 
 
 def for_tuning(experiment: Experiment, first: int) -> Experiment:

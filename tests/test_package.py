@@ -31,6 +31,7 @@ def test_importing_perdure_imports_nothing_else() -> None:
         "cyclopts",
         "rich",
         "matplotlib",
+        "optuna",
         "pandas",
         "PIL",
         "safetensors",
@@ -41,7 +42,7 @@ def test_importing_perdure_imports_nothing_else() -> None:
 def test_the_learner_needs_no_optional_dependency() -> None:
     script = (
         "import sys\n"
-        "for name in ('matplotlib', 'pandas', 'PIL', 'scipy', 'sklearn'): sys.modules[name] = None\n"
+        "for name in ('matplotlib', 'optuna', 'pandas', 'PIL', 'scipy', 'sklearn'): sys.modules[name] = None\n"
         "import perdure\n"
         "stream = perdure.benchmarks.split_digits(seed=0)\n"
         "results = perdure.Learner(perdure.models.MLP(64, [8], 10, seed=0)).fit(stream, steps=2)\n"

@@ -1,4 +1,4 @@
-"""The command line: `perdure compare`, `run`, `list`, `explain`, `choose`, `data`, `report`, `reproduce`.
+"""The command line: `perdure compare`, `run`, `tune`, `list`, `explain`, `choose`, `data`, `report`, `reproduce`.
 
 Exit code 0: done; 1: failed; 2: bad usage; 130: interrupted. Results go to standard output, everything else to standard
 error. Nothing here imports torch before a command runs, so that help is there at once.
@@ -26,6 +26,7 @@ from perdure.cli.list import list_names
 from perdure.cli.report import report
 from perdure.cli.reproduce import reproduce
 from perdure.cli.run import run
+from perdure.cli.tune import tune
 from perdure.errors import PerdureError, PerdureWarning, UsageError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -53,6 +54,7 @@ app.command(choose)
 app.command(data)
 app.command(report)
 app.command(reproduce)
+app.command(tune)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,6 +50,29 @@ def comparison_progress(total: int, doing: str = "comparing") -> Iterator[Listen
 
 
 @contextmanager
+def tuning_progress() -> Iterator[Listener]:
+    """A listener for the finished trials of a search."""
+    if not sys.stderr.isatty():
+        yield lambda event: say(_trial_line(event))
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f}"))
+    # The time that is left comes with the events: trials of one search may take very different times.
+    with Progress(*columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True)) as bars:
+        bar = bars.add_task("searching", total=1, visible=False, left="")
+        yield lambda event: bars.update(
+            bar,
+            completed=event["done"],
+            total=event["total"],
+            description=_trial_text(event) if "key" in event else "going on",
+            left=_left(event) if "key" in event else "",
+            visible=True,
+        )
+
+
+@contextmanager
 def download_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A function of a file's name, its bytes so far and its size."""
     if not sys.stderr.isatty():
@@ -92,3 +115,20 @@ def _task_line(event: Event) -> None:
 def _run_text(event: Event) -> str:
     accuracy = "-" if event["accuracy"] is None else f"{100 * event['accuracy']:.1f} %"
     return f"{event['label']}, seed {event['seed']}: {accuracy}"
+
+
+def _trial_text(event: Event) -> str:
+    score = "diverged" if event["score"] is None else f"{100 * event['score']:.1f} %"
+    values = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in event["params"].items())
+    return f"{event['key']}: {values}: {score}"
+
+
+def _trial_line(event: Event) -> str:
+    if "key" not in event:
+        return f"{event['done']} of {event['total']} trials are there already"
+    return f"{_trial_text(event)} ({event['done']} of {event['total']}, {_left(event)})"
+
+
+def _left(event: Event) -> str:
+    minutes, seconds = divmod(round(event["left"]), 60)
+    return f"{minutes} min {seconds} s left" if minutes else f"{seconds} s left"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from perdure.continual.detection import detect_task_boundary
     from perdure.continual.distillation import KnowledgeDistillation
     from perdure.continual.ewc import EWC
+    from perdure.continual.grid_search import GridSearch
     from perdure.continual.l2 import L2Regularization
     from perdure.continual.replay import ExperienceReplay
     from perdure.continual.si import SynapticIntelligence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "EWC": "ewc",
     "ExperienceReplay": "replay",
+    "GridSearch": "grid_search",
     "KnowledgeDistillation": "distillation",
     "L2Regularization": "l2",
     "SynapticIntelligence": "si",
@@ -43,6 +45,7 @@ _HOMES = {
 __all__ = [
     "EWC",
     "ExperienceReplay",
+    "GridSearch",
     "KnowledgeDistillation",
     "L2Regularization",
     "SynapticIntelligence",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,10 @@ class Prepared:
     fit_options: dict[str, Any]
 
 
-def prepare(experiment: Experiment, seed: int) -> Prepared:
+def prepare(experiment: Experiment, seed: int, narrow: Callable[[Stream], Stream] | None = None) -> Prepared:
     """Build everything for one seed and check that it works together; nothing is written or trained.
+
+    `narrow` makes the stream that is trained on of the experiment's own.
 
     Raises
     ------
@@ -66,6 +69,8 @@ def prepare(experiment: Experiment, seed: int) -> Prepared:
     train = experiment.train
     device = device_of(experiment.device)
     stream = experiment.source.build(experiment.scenario, seed, experiment.stream, experiment.data_root)
+    if narrow is not None:
+        stream = narrow(stream)
     model = models.get(experiment.model.name)(
         input_shape=stream.input_shape, outputs=stream.columns, seed=seed, **experiment.model.arguments
     )

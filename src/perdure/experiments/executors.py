@@ -102,7 +102,7 @@ def _in_processes(
     with _quiet_backend():
         try:
             _start_trackers()
-            with _interrupts_held_back():
+            with interrupts_held_back():
                 ends = parallel(calls)
             for key, result in ends:
                 finished(key, result)
@@ -176,8 +176,8 @@ def _start_trackers() -> None:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes started here see no Ctrl-C before `_start_worker`, where it would be a traceback in some import.
+def interrupts_held_back() -> Iterator[None]:
+    """Processes started here see no Ctrl-C before `follow_parent`, where it would be a traceback in some import.
 
     The backend starts its processes as they come: it cannot be told to do this.
     """
@@ -192,7 +192,11 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _start_worker(parent: int, _: int) -> None:
-    """Leave Ctrl-C to the parent, which kills its workers, and end with it however it ends.
+    follow_parent(parent)
+
+
+def follow_parent(parent: int) -> None:
+    """In a worker: leave Ctrl-C to the parent, which kills its workers, and end with it however it ends.
 
     The backend's own workers learn of the end of their parent when they are done with what they do, after hours.
     """

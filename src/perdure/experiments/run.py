@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from perdure.experiments.executors import cores, run_each
 from perdure.experiments.folders import CONFIG, RESULTS, NewFolder, check_free, seed_folder, write_summary
 from perdure.files import write_atomically
 from perdure.results import Results
+
+if TYPE_CHECKING:
+    from perdure.streams.task import Stream
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -126,6 +129,11 @@ def run_seed(experiment: Experiment, seed: int, folder: Path | None, on_event: L
     if folder is not None:
         write_config(experiment, seed, folder)
     return _run_seed(experiment, seed, folder, on_event, prepared)
+
+
+def run_narrowed(experiment: Experiment, seed: int, narrow: Callable[[Stream], Stream]) -> Results:
+    """Run one seed on what `narrow` makes of its stream; nothing is written."""
+    return _run_seed(experiment, seed, None, None, prepare(experiment, seed, narrow))
 
 
 def run_quietly(mapping: Mapping[str, Any], seed: int, folder: Path | None) -> Results:
