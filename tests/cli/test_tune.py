@@ -52,13 +52,14 @@ def test_a_file_gives_a_table_and_an_experiment_that_runs(perdure: Perdure, tmp_
 
 
 def test_flags_do_without_a_file(perdure: Perdure) -> None:
-    words = ["tune", "-m", "ewc", "--scenario", "task", "--set", "train.epochs=1", "--tasks", "2", "--seed", "7"]
+    words = ["tune", "-m", "ewc", "--scenario", "task", "--set", "train.epochs=1", "--seed", "7"]
     words += ["--space", "ewc.strength=loguniform(1, 1e4)", "--space", "train.batch-size=[16,32]", "--json"]
-    outcome = perdure(*words, "--sampler", "random", "--trials", "3", "--out", "search")
+    words += ["--sampler", "random", "--trials", "3", "--out", "search"]
+    outcome = perdure(*words, "--tasks", "2")
     assert outcome.code == 0, outcome.err
     assert len(outcome.json["trials"]) == 3
     assert {trial["values"]["train.batch_size"] for trial in outcome.json["trials"]} <= {16, 32}
-    other = perdure(*words, "--sampler", "random", "--trials", "3", "--tasks", "3", "--out", "search")
+    other = perdure(*words, "--tasks", "3")
     assert other.code == 2
     assert "holds a search with tune.tasks = 2, and this one has 3" in other.err
 
@@ -113,7 +114,7 @@ def attempts(file: Path) -> list[tuple[int, str]]:
 def test_a_killed_search_of_two_workers_goes_on_and_does_nothing_twice(
     perdure: Perdure, start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    write(tmp_path / "space.yaml", train={"epochs": 40}, space={"ewc.strength": list(range(1, 9))})
+    write(tmp_path / "space.yaml", train={"epochs": 15}, space={"ewc.strength": list(range(1, 9))})
     killed = start("tune", "space.yaml", "--out", "search", "--workers", "2")
     database = tmp_path / "search" / "study.db"
     deadline = time.monotonic() + 100
