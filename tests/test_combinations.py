@@ -25,10 +25,10 @@ STEPS = {"gdumb", "la_maml", "look_ahead", "mer"}
 PREDICTS = {"gdumb", "icarl", "vcl"}
 DATA = {"bic", "icarl", "vcl", "wa"}
 LOSSES = {"er_ace", "icarl"}
-MASKS = {"hat", "spg"}
+MASKS = {"hat", "packnet", "spg"}
 PROJECTS = {"agem", "gem"}
 PENALTIES = {"ewc", "l2", "mas", "si"}
-EXCLUSIVE = (STEPS, PREDICTS, DATA, LOSSES, MASKS, PROJECTS, {"hat", "vcl"})
+EXCLUSIVE = (STEPS, PREDICTS, DATA, LOSSES, MASKS, PROJECTS, {"hat", "vcl"}, {"packnet", "vcl"})
 
 
 def excluded(a: str, b: str) -> bool:
