@@ -103,6 +103,7 @@ def test_an_impossible_pair_is_refused_and_both_are_named(a: str, b: str) -> Non
         learner((a, b), next(iter(registry.methods.get(a).scenarios)))
 
 
+@pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
 def test_methods_without_a_stream_in_common_are_refused_on_each() -> None:
     apart = [pair for pair in LEGAL if not COMMON[pair]]
     for pair in apart:

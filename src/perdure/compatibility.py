@@ -89,9 +89,9 @@ def check_methods(methods: Sequence[Method]) -> None:
         _warn(f"{' and '.join(penalties)} each pull the same weights back, so old tasks count twice; one is usual")
     if "joint" in names and len(names) > 1:
         _warn("'joint' trains on all data so far, so another method beside it only stands in its way")
-    if "packnet" in names and len(names) > 1:
-        other = next(name for name in names if name != "packnet")
-        _warn(f"'packnet' keeps old tasks as they are, so '{other}' beside it can only hold the new one back")
+    others = [m.name for m in methods if m.name != "packnet" and (m.regulariser or m.stores_examples)]
+    if "packnet" in names and others:
+        _warn(f"'packnet' keeps old tasks as they are, so '{others[0]}' beside it can only hold the new one back")
     distilling = ("lwf", "kd", "momentum_kd", "der", "derpp", "wa", "bic")
     distillers = [m.name for m in methods if m.name in distilling or (m.name == "icarl" and m.has("criterion"))]
     if len(distillers) > 1 and not set(distillers) <= {"der", "derpp"}:

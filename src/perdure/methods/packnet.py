@@ -357,7 +357,8 @@ class PackNet(Method):
             return {}
         weight = layer._parameters["weight"]
         assert weight is not None
-        shown = {"weight": weight.masked_fill(self._slot(name).view(self.hidden(position)), 0.0)}
+        # A clone has the very strides of the weight, by which kernels choose how they round.
+        shown = {"weight": weight.clone().masked_fill_(self._slot(name).view(self.hidden(position)), 0.0)}
         bias = self.biases.get(str(self.begun[position]), {}).get(name)
         return shown if bias is None else shown | {"bias": bias}
 
