@@ -40,7 +40,7 @@ def deep(head: str | None = None, norm: bool = False, seed: int = 1) -> Any:
 
 def learner(method: PackNet | None, make: Any = SGD, model: Any = None, more: Any = (), **options: Any) -> Any:
     methods = [*more] if method is None else [method, *more]
-    made = perdure.Learner(model or deep(), make, methods, scenario="task", **options)
+    made = perdure.Learner(deep() if model is None else model, make, methods, scenario="task", **options)
     made.forward.prepare = lambda x: x
     return made
 
@@ -177,12 +177,12 @@ def test_old_logits_keep_their_bits(make: Any, head: str | None, norm: bool) -> 
         kept: dict[int, Tensor] = {}
         for task in stream:
             made.fit_task(task, epochs=2, batch_size=8)
-            made.model.train()
-            made.model(rows(task))  # a call in training mode between tasks
             for old in stream[: task.index + 1]:
                 now = logits(made, old)
                 assert old.index not in kept or torch.equal(now, kept[old.index])
                 kept[old.index] = now
+                made.model.train()
+                made.model(rows(task))  # a call by hand, in training mode, while an old task is shown
         assert not torch.equal(kept[0], kept[1])
 
 
@@ -480,6 +480,11 @@ def test_what_cannot_be_packed_is_refused() -> None:
         learner(PackNet(), model=nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 6)))
     with pytest.raises(IncompatibleError, match="needs a head whose rows belong to one task"):
         learner(PackNet(), model=nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6)))
+    compiled = toy_model()
+    compiled.compile(backend="eager")
+    for model in (torch.compile(toy_model(), backend="eager"), compiled):
+        with pytest.raises(IncompatibleError, match="model does not see; pass the plain model"):
+            learner(PackNet(), model=model)
     made = learner(PackNet(), model=toy_model())
     made.fit_task(stream[0], batch_size=8)
     with pytest.raises(UsageError, match="has no weights for task 1; there are some for 0"):

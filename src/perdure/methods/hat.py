@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from perdure.errors import IncompatibleError, PerdureWarning, UsageError
+from perdure.errors import PerdureWarning, UsageError
 from perdure.methods.base import check_value
 from perdure.methods.gates import GATE, Gate, Link, check_covered, gated_layers, trace
 from perdure.methods.masks import UpdateMask
-from perdure.methods.task_parts import check_heads, check_own_rows, of_norms, of_other_tasks, output_layers
+from perdure.methods.task_parts import (
+    check_heads,
+    check_own_rows,
+    check_plain_model,
+    of_norms,
+    of_other_tasks,
+    output_layers,
+)
 from perdure.parameters import Slot
 from perdure.registry import register
 
@@ -112,11 +119,7 @@ class HAT(UpdateMask):
         if not self.strength:
             return
         module = self.parameters.module
-        if learner.model is not module or any(m._compiled_call_impl is not None for m in module.modules()):
-            raise IncompatibleError(
-                f"'{self.name}' gates layers by hooks and adds parameters at every task, which a compiled, "
-                "DataParallel or DistributedDataParallel model does not see; pass the plain model"
-            )
+        check_plain_model(self.name, learner, "gates layers by hooks and adds parameters at every task")
         self._heads = output_layers(module, self.head)
         check_heads(self.name, self._heads)
         self._layers = gated_layers(module, self._heads)

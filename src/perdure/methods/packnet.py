@@ -18,6 +18,7 @@ from perdure.methods.substitutes import Substitutes
 from perdure.methods.task_parts import (
     check_heads,
     check_own_rows,
+    check_plain_model,
     of_other_tasks,
     output_layers,
     task_parameters,
@@ -160,6 +161,7 @@ class PackNet(Method):
         if self.prune is None:
             return
         module = self.parameters.module
+        check_plain_model(self.name, learner, "shows layers the weights of one task by hooks")
         self._heads = output_layers(module, self.head)
         check_heads(self.name, self._heads)
         split_norms(module)
@@ -323,7 +325,7 @@ class PackNet(Method):
         frozen = self._look_up()
         if frozen is not None:
             torch.where(frozen, before, theta, out=theta)
-        self.steps += not self.pruned
+        self.steps += 1
 
     def _look_up(self) -> Tensor | None:
         """Boolean [P]: what the open task must not change; None if it may change everything."""

@@ -16,6 +16,7 @@ from perdure.models.task_norm import TaskNorm
 from perdure.parameters import ParameterVector
 
 if TYPE_CHECKING:
+    from perdure.learner import Learner
     from perdure.streams.task import Task
 
 
@@ -49,6 +50,16 @@ def output_layers(module: nn.Module, patterns: Sequence[str] = ()) -> dict[str, 
 def _is_head(module: nn.Module) -> bool:
     able = [callable(getattr(module, word, None)) for word in ("activate", "add", "grow")]
     return not isinstance(module, TaskNorm) and (able[2] or (able[0] and able[1]))
+
+
+def check_plain_model(method: str, learner: Learner, does: str) -> None:
+    """Raise IncompatibleError for a compiled or wrapped model, which would not notice what the method `does`."""
+    module = learner.parameters.module
+    if learner.model is not module or any(each._compiled_call_impl is not None for each in module.modules()):
+        raise IncompatibleError(
+            f"'{method}' {does}, which a compiled, DataParallel or DistributedDataParallel model does not see; pass "
+            "the plain model"
+        )
 
 
 def check_heads(method: str, heads: Mapping[str, nn.Module]) -> None:
