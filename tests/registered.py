@@ -31,6 +31,7 @@ from perdure.methods import (
     LwF,
     Method,
     MomentumKD,
+    PackNet,
     Replay,
 )
 
@@ -60,6 +61,7 @@ METHODS: dict[str, tuple[Callable[[], Method], Callable[[], Method | None]]] = {
     "mas": (lambda: MAS(strength=0.01), lambda: MAS(strength=0)),
     "mer": (lambda: MER(capacity=30, batch_size=1, steps=1), lambda: MER(capacity=0)),
     "momentum_kd": (MomentumKD, lambda: MomentumKD(strength=0)),
+    "packnet": (PackNet, lambda: PackNet(prune=None)),
     "replay": (lambda: Replay(capacity=30), lambda: Replay(capacity=0)),
     "si": (lambda: SI(strength=0.1), lambda: SI(strength=0)),
     "vcl": (lambda: VCL(coreset=5, coreset_steps=3, samples=2), lambda: VCL(strength=0)),

@@ -25,10 +25,10 @@ STEPS = {"gdumb", "la_maml", "look_ahead", "mer"}
 PREDICTS = {"gdumb", "icarl", "vcl"}
 DATA = {"bic", "icarl", "vcl", "wa"}
 LOSSES = {"er_ace", "icarl"}
-MASKS = {"hat", "spg"}
+MASKS = {"hat", "packnet", "spg"}
 PROJECTS = {"agem", "gem"}
 PENALTIES = {"ewc", "l2", "mas", "si"}
-EXCLUSIVE = (STEPS, PREDICTS, DATA, LOSSES, MASKS, PROJECTS, {"hat", "vcl"})
+EXCLUSIVE = (STEPS, PREDICTS, DATA, LOSSES, MASKS, PROJECTS, {"hat", "vcl"}, {"packnet", "vcl"})
 
 
 def excluded(a: str, b: str) -> bool:
@@ -103,6 +103,7 @@ def test_an_impossible_pair_is_refused_and_both_are_named(a: str, b: str) -> Non
         learner((a, b), next(iter(registry.methods.get(a).scenarios)))
 
 
+@pytest.mark.filterwarnings("ignore::perdure.errors.PerdureWarning")
 def test_methods_without_a_stream_in_common_are_refused_on_each() -> None:
     apart = [pair for pair in LEGAL if not COMMON[pair]]
     for pair in apart:

@@ -72,8 +72,10 @@ def check_methods(methods: Sequence[Method]) -> None:
     masks = sorted(set(names) & set(_MASKS))
     if len(masks) > 1:
         raise IncompatibleError(f"'{masks[0]}' and '{masks[1]}' both mask the same weights; use one of them")
-    if {"hat", "vcl"} <= set(names):
-        raise IncompatibleError("'hat' gates plain layers, and 'vcl' trains mean-field ones; use one of them")
+    plain = next((name for name in masks if name != "spg"), None)
+    if plain is not None and "vcl" in names:
+        does = {"hat": "gates", "packnet": "shares out the weights of"}[plain]
+        raise IncompatibleError(f"'{plain}' {does} plain layers, and 'vcl' trains mean-field ones; use one of them")
     if "icarl" in names and masks:
         raise IncompatibleError(
             f"'icarl' compares all classes at once, and '{masks[0]}' has other outputs for every task; use one of them"
@@ -87,6 +89,9 @@ def check_methods(methods: Sequence[Method]) -> None:
         _warn(f"{' and '.join(penalties)} each pull the same weights back, so old tasks count twice; one is usual")
     if "joint" in names and len(names) > 1:
         _warn("'joint' trains on all data so far, so another method beside it only stands in its way")
+    others = [m.name for m in methods if m.name != "packnet" and (m.regulariser or m.stores_examples)]
+    if "packnet" in names and others:
+        _warn(f"'packnet' keeps old tasks as they are, so '{others[0]}' beside it can only hold the new one back")
     distilling = ("lwf", "kd", "momentum_kd", "der", "derpp", "wa", "bic")
     distillers = [m.name for m in methods if m.name in distilling or (m.name == "icarl" and m.has("criterion"))]
     if len(distillers) > 1 and not set(distillers) <= {"der", "derpp"}:

@@ -6,6 +6,7 @@ PerdureError
 │   └── IncompatibleError parts that cannot work together; says both parties and what to do instead
 ├── DataError             examples that cannot be read or used: NaN, labels outside the classes, a missing column
 ├── ModelError            a model or optimizer that cannot be used: lazy parameters, wrong output width, ...
+├── CapacityExhausted     a network whose weights are all taken, so that no further task can be learned
 ├── DivergedError         training whose loss became NaN or infinite
 ├── StorageError          a file that cannot be written or read: a full disk, a folder without permission
 │   └── CheckpointError   a checkpoint that is damaged, foreign, or newer than this version
@@ -39,6 +40,10 @@ class DataError(PerdureError, ValueError):
 
 class ModelError(PerdureError, ValueError):
     """A model or an optimizer that cannot be used."""
+
+
+class CapacityExhausted(PerdureError, RuntimeError):  # noqa: N818
+    """A network in which no weight is left for a further task."""
 
 
 class DivergedError(PerdureError, ArithmeticError):

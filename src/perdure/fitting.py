@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perdure.audit import take_digests
 from perdure.data.examples import as_examples
 from perdure.errors import DivergedError, PerdureWarning, UsageError
 from perdure.evaluation import Evaluation, evaluate
@@ -45,6 +46,7 @@ class Position:
     evaluations: list[dict[str, list[float]]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     prequential: list[list[int | None]] = field(default_factory=list)
+    audit: list[dict[str, Any]] = field(default_factory=list)
     logged: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0})
 
@@ -83,7 +85,8 @@ def fit(
     reset_optimizer
         Forget the optimizer's moments when a task begins.
     folder
-        Where to keep log, checkpoints and results. Nothing is written without it.
+        Where to keep log, checkpoints and results. Nothing is written without it. On a task-incremental stream a
+        checkpoint also has digests of a few outputs of every task so far, taken when one ended, for `perdure audit`.
     checkpoint_every
         Updates between checkpoints inside a task; one is written after each task in any case.
     resume
@@ -322,6 +325,7 @@ class _Run:
         self._emit({"event": "task_end", "task": task.index, "steps": total, "loss": last})
         self._picture(task)
         self._evaluate(after=task.index)
+        self._take_digests(task)
         position.task, position.step = position.task + 1, 0
         self._save()
 
@@ -371,6 +375,14 @@ class _Run:
         self.position.seconds["train"] += trained
         self.position.seconds["evaluate"] -= trained
         self._emit(_evaluation_event(found, scores, after, step))
+
+    def _take_digests(self, task: Task) -> None:
+        """Keep what `perdure audit` compares: digests of a few outputs of every task so far."""
+        if self.folder is None or self.stream.scenario != "task":
+            return
+        clock = time.perf_counter()
+        self.position.audit.append(take_digests(self.learner, self.stream, task.index + 1).to_dict())
+        self._spent("evaluate", clock)
 
     def _picture(self, task: Task) -> None:
         """Keep what the methods have to show after a task."""

@@ -116,6 +116,7 @@ methods = Registry(
         "vcl": "perdure.methods.vcl",
         "spg": "perdure.methods.spg",
         "hat": "perdure.methods.hat",
+        "packnet": "perdure.methods.packnet",
         "replay": "perdure.methods.replay",
         "der": "perdure.methods.der",
         "derpp": "perdure.methods.derpp",

@@ -19,7 +19,7 @@ Command = Callable[..., Any]
 Start = Callable[..., Any]
 SHORT = ("--set", "train.epochs=1", "--set", "model.hidden=[16]")
 
-COMMANDS = ("", "compare", "run", "list", "explain", "data", "data get", "data list", "report")
+COMMANDS = ("", "compare", "run", "list", "explain", "data", "data get", "data list", "report", "audit")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

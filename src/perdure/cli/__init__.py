@@ -1,4 +1,5 @@
-"""The command line: `perdure compare`, `run`, `tune`, `list`, `explain`, `choose`, `data`, `report`, `reproduce`.
+"""The command line: `perdure compare`, `run`, `tune`, `list`, `explain`, `choose`, `data`, `report`, `reproduce`,
+`audit`.
 
 Exit code 0: done; 1: failed; 2: bad usage; 130: interrupted. Results go to standard output, everything else to standard
 error. Nothing here imports torch before a command runs, so that help is there at once.
@@ -18,6 +19,7 @@ from importlib.metadata import version as version_of
 from cyclopts import App, CycloptsError
 
 from perdure.cli.allocator import keep_freed_memory
+from perdure.cli.audit import audit
 from perdure.cli.choose import choose
 from perdure.cli.compare import compare
 from perdure.cli.data import data
@@ -55,6 +57,7 @@ app.command(data)
 app.command(report)
 app.command(reproduce)
 app.command(tune)
+app.command(audit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     with _warnings_as_lines():
         try:
-            app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+            code = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
             sys.stdout.flush()
+            return code if isinstance(code, int) else OK
         except CycloptsError as error:
             return _say(f"{_one_line(str(error))} ('perdure --help' shows what there is)", BAD_USAGE)
         except UsageError as error:

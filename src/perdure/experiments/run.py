@@ -221,7 +221,7 @@ def _run_seed(
     experiment: Experiment, seed: int, folder: Path | None, on_event: Listener | None, prepared: Prepared | None = None
 ) -> Results:
     device = torch.device(experiment.device or "cpu")
-    with _own_randomness(seed, device), _threads(experiment.threads or torch.get_num_threads()):
+    with _own_randomness(seed, device), with_threads(experiment.threads or torch.get_num_threads()):
         ready = prepared or prepare(experiment, seed)
         listener = None if on_event is None else _marked(on_event, seed=seed, tasks=len(ready.stream))
         results: Results = ready.learner.fit(
@@ -247,7 +247,7 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def with_threads(count: int) -> Iterator[None]:
     """The number of threads of a run: it decides both its time and, by the order of sums, its last bits."""
     before = torch.get_num_threads()
     try:

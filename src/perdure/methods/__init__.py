@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from perdure.methods.mer import MER
     from perdure.methods.mir import MIR
     from perdure.methods.momentum_kd import MomentumKD
+    from perdure.methods.packnet import PackNet
     from perdure.methods.replay import Replay
     from perdure.methods.si import SI
     from perdure.methods.spg import SPG
@@ -61,6 +62,7 @@ _HOMES = {
     "BiC": "bic",
     "Method": "base",
     "MomentumKD": "momentum_kd",
+    "PackNet": "packnet",
     "Replay": "replay",
 }
 
@@ -91,6 +93,7 @@ __all__ = [
     "LwF",
     "Method",
     "MomentumKD",
+    "PackNet",
     "Replay",
 ]
 

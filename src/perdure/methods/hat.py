@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from perdure.errors import IncompatibleError, PerdureWarning, UsageError
+from perdure.errors import PerdureWarning, UsageError
 from perdure.methods.base import check_value
 from perdure.methods.gates import GATE, Gate, Link, check_covered, gated_layers, trace
 from perdure.methods.masks import UpdateMask
-from perdure.methods.task_parts import of_norms, of_other_tasks, output_layers
+from perdure.methods.task_parts import (
+    check_heads,
+    check_own_rows,
+    check_plain_model,
+    of_norms,
+    of_other_tasks,
+    output_layers,
+)
 from perdure.parameters import Slot
 from perdure.registry import register
 
@@ -112,19 +119,9 @@ class HAT(UpdateMask):
         if not self.strength:
             return
         module = self.parameters.module
-        if learner.model is not module or any(m._compiled_call_impl is not None for m in module.modules()):
-            raise IncompatibleError(
-                f"'{self.name}' gates layers by hooks and adds parameters at every task, which a compiled, "
-                "DataParallel or DistributedDataParallel model does not see; pass the plain model"
-            )
+        check_plain_model(self.name, learner, "gates layers by hooks and adds parameters at every task")
         self._heads = output_layers(module, self.head)
-        for name, head in self._heads.items():
-            if not isinstance(head, nn.Linear) and not callable(getattr(head, "activate", None)):
-                raise IncompatibleError(
-                    f"'{self.name}' needs a head whose rows belong to one task each, and '{name}' is a "
-                    f"{type(head).__name__}; name one Linear layer with head=['...'], or build the model with a "
-                    "multi head"
-                )
+        check_heads(self.name, self._heads)
         self._layers = gated_layers(module, self._heads)
         # The gates are parameters of the model, and the optimizer of the caller trains them: unscaling, clipping,
         # schedules, checkpoints and moments are then those of every other parameter, in a loop of his own as well. An
@@ -147,13 +144,7 @@ class HAT(UpdateMask):
 
     def begin_task(self, task: Task) -> None:
         super().begin_task(task)
-        earlier = {c for index, columns in self.learner.classes.by_task.items() if index != task.index for c in columns}
-        wide = [name for name, head in self._heads.items() if isinstance(head, nn.Linear)]
-        if wide and earlier & set(task.classes):
-            raise IncompatibleError(
-                f"'{self.name}' keeps every task's rows of the head '{wide[0]}', and task '{task.name}' has columns of "
-                "an older one; build the model with a multi head"
-            )
+        check_own_rows(self.name, self._heads, task, self.learner.classes.by_task)
         for gate in self.gates().values():
             if task.index not in gate:
                 gate.draw(task.index, self.generator)

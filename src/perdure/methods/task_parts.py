@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from perdure.errors import ModelError
+from perdure.errors import IncompatibleError, ModelError
 from perdure.models.heads import MultiHead
 from perdure.models.task_norm import TaskNorm
 from perdure.parameters import ParameterVector
+
+if TYPE_CHECKING:
+    from perdure.learner import Learner
+    from perdure.streams.task import Task
 
 
 def output_layers(module: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
@@ -47,6 +52,43 @@ def _is_head(module: nn.Module) -> bool:
     return not isinstance(module, TaskNorm) and (able[2] or (able[0] and able[1]))
 
 
+def check_plain_model(method: str, learner: Learner, does: str) -> None:
+    """Raise IncompatibleError for a compiled or wrapped model, which would not notice what the method `does`."""
+    module = learner.parameters.module
+    if learner.model is not module or any(each._compiled_call_impl is not None for each in module.modules()):
+        raise IncompatibleError(
+            f"'{method}' {does}, which a compiled, DataParallel or DistributedDataParallel model does not see; pass "
+            "the plain model"
+        )
+
+
+def check_heads(method: str, heads: Mapping[str, nn.Module]) -> None:
+    """Raise IncompatibleError for a head that is neither one Linear layer nor has a part for every task."""
+    for name, head in heads.items():
+        if not isinstance(head, nn.Linear) and not callable(getattr(head, "activate", None)):
+            raise IncompatibleError(
+                f"'{method}' needs a head whose rows belong to one task each, and '{name}' is a "
+                f"{type(head).__name__}; name one Linear layer with head=['...'], or build the model with a "
+                "multi head"
+            )
+
+
+def check_own_rows(
+    method: str, heads: Mapping[str, nn.Module], task: Task, classes: Mapping[int, Sequence[int]]
+) -> None:
+    """Raise IncompatibleError if a head that all tasks share has rows that `task` would take from an older one.
+
+    `classes` are the columns of every task begun so far.
+    """
+    earlier = {column for index, columns in classes.items() if index != task.index for column in columns}
+    wide = [name for name, head in heads.items() if isinstance(head, nn.Linear)]
+    if wide and earlier & set(task.classes):
+        raise IncompatibleError(
+            f"'{method}' keeps every task's rows of the head '{wide[0]}', and task '{task.name}' has columns of "
+            "an older one; build the model with a multi head"
+        )
+
+
 def below(parameters: ParameterVector, names: Sequence[str]) -> Tensor:
     """Boolean [P]: the parameters of these modules."""
     chosen = torch.zeros(parameters.layout.length, dtype=torch.bool, device=parameters.theta.device)
@@ -75,8 +117,7 @@ def of_other_tasks(
     other = torch.zeros(parameters.layout.length, dtype=torch.bool, device=parameters.theta.device)
     theirs = {column for index, columns in classes.items() if index != task for column in columns}
     rows = sorted(theirs - set(classes.get(task, ())))
-    banks = [f"{name}.norms" for name, m in parameters.module.named_modules() if isinstance(m, TaskNorm)]
-    banks += [f"{name}.heads" for name, m in heads.items() if isinstance(m, MultiHead)]
+    banks = _banks(parameters, heads)
     for slot in parameters.layout:
         bank = next((bank for bank in banks if slot.name.startswith(bank + ".")), None)
         if bank is not None:
@@ -87,3 +128,21 @@ def of_other_tasks(
         if isinstance(head, nn.Linear) and rows and slot.shape[0] == head.out_features:
             slot.view(other)[[row for row in rows if row < head.out_features]] = True
     return other
+
+
+def task_parameters(parameters: ParameterVector, heads: Mapping[str, nn.Module]) -> set[str]:
+    """Names of the parameters that belong to one task each, or whose rows do: heads and copies of norms."""
+    banks = _banks(parameters, heads)
+    rows = {f"{name}.": head.out_features for name, head in heads.items() if isinstance(head, nn.Linear)}
+    return {
+        slot.name
+        for slot in parameters.layout
+        if any(slot.name.startswith(bank + ".") for bank in banks)
+        or any(slot.name.startswith(name) and slot.shape[:1] == (count,) for name, count in rows.items())
+    }
+
+
+def _banks(parameters: ParameterVector, heads: Mapping[str, nn.Module]) -> list[str]:
+    """The modules that hold a module a task: `BANK.task_3.weight` is a parameter of task 3."""
+    banks = [f"{name}.norms" for name, m in parameters.module.named_modules() if isinstance(m, TaskNorm)]
+    return banks + [f"{name}.heads" for name, m in heads.items() if isinstance(m, MultiHead)]

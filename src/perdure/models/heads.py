@@ -240,6 +240,10 @@ class MultiHead(nn.Module):
             output = output.index_copy(-1, head.columns, logits)
         return x.new_zeros((*x.shape[:-1], 0)) if output is None else output
 
+    def part(self, key: Part) -> TaskHead:
+        """The head of the task `key`."""
+        return self._head(_module_name(key))
+
     def _head(self, name: str) -> TaskHead:
         return cast(TaskHead, self.heads[name])
 

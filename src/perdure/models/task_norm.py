@@ -67,8 +67,13 @@ class TaskNorm(nn.Module):
             raise UnknownNameError(f"task {task} has no normalisation of its own; there is one for {known}")
         self.active = _name(task)
 
+    @property
+    def copy(self) -> nn.Module:
+        """The layer of the active task."""
+        return self.norms[self.active]
+
     def forward(self, x: Tensor) -> Tensor:
-        normalised: Tensor = self.norms[self.active](x)
+        normalised: Tensor = self.copy(x)
         return normalised
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
