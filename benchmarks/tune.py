@@ -44,10 +44,8 @@ class Row:
 
     def __str__(self) -> str:
         test = ", ".join(f"{value:.2f}" for value in self.test)
-        return (
-            f"{self.search:<8}{self.trials:>3} trials  strength {self.strength:<9.4g} held out {self.held_out:6.2f} %  "
-            f"test {self.mean:6.2f} % ({test})"
-        )
+        found = f"{self.search:<8}{self.trials:>3} trials  strength {self.strength:<10.4g}"
+        return f"{found} held out {self.held_out:6.2f} %  test {self.mean:6.2f} % ({test})"
 
 
 def searched(benchmark: str, scenario: str, sampler: str, seed: int, folder: Path, workers: int) -> Found:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from perdure.registry import benchmarks
 from perdure.streams.benchmarks import split_digits
 from perdure.streams.task import Stream
 
@@ -27,7 +26,6 @@ class Forbidden:
         raise AssertionError(f"the search read '{name}' of what it must not see")
 
 
-@benchmarks.register("guarded")
 def guarded(*, scenario: str = "task", seed: int = 0, root: str | None = None, **options: Any) -> Stream:
     """Split digits of which the training data of the first tasks alone can be read."""
     whole = split_digits(scenario=scenario, seed=seed)

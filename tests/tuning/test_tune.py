@@ -16,6 +16,7 @@ from perdure.errors import DataError, PerdureWarning, StorageError, UsageError
 from perdure.experiments.config import Experiment, read_yaml
 from perdure.experiments.run import run as run_experiment
 from perdure.methods import EWC
+from perdure.registry import benchmarks
 from perdure.streams.held_out import held_out
 from perdure.tuning import scoring
 from perdure.tuning.report import table, trials_csv, write
@@ -23,7 +24,9 @@ from perdure.tuning.run import Found, read_search, tune
 from perdure.tuning.settings import Tuning
 
 pytest.importorskip("optuna")
-from guarded_stream import READABLE
+from guarded_stream import READABLE, guarded
+
+benchmarks.register("guarded")(guarded)
 
 BASE: dict[str, Any] = {
     "scenario": "task",
