@@ -24,6 +24,7 @@ VECTORS = {
     "lwf": 1,
     "kd": 1,
     "spg": 1,
+    "packnet": 0.25,
     "agem": 1,
     "gem": 1,
     "vcl": 4,
@@ -51,6 +52,7 @@ STEPS = {
     "bic": 1.5,
     "vcl": 3,
     "generative_replay": 5,
+    "packnet": 2.3,  # 1.5 a step, and half as many steps again when a task ends
     "joint": 1,
 }
 """Time of a step in steps without a method, rounded up from docs/performance.md where it is there; 1.1 otherwise."""
@@ -186,7 +188,7 @@ def _against(name: str, method: Any, needs: Needs) -> str:
     steps = STEPS.get(name, 1.1)
     if needs.slowdown is not None and steps > needs.slowdown:
         return f"takes about {steps:g} times a plain step"
-    state = VECTORS.get(name, 0) * needs.parameters * FLOAT
+    state = int(VECTORS.get(name, 0) * needs.parameters * FLOAT)
     if needs.memory is not None and name == "joint":
         return "keeps all data"
     least = state + (10 * needs.example_bytes if method.stores_examples else 0)
@@ -198,7 +200,7 @@ def _against(name: str, method: Any, needs: Needs) -> str:
 def _advice(name: str, method: Any, needs: Needs) -> Advice:
     protocol, rows = EVIDENCE[needs.scenario]
     found, floor = _measured(protocol, rows.get(name)), _measured(protocol, rows[FINETUNE])
-    state = VECTORS.get(name, 0) * needs.parameters * FLOAT
+    state = int(VECTORS.get(name, 0) * needs.parameters * FLOAT)
     keeps, options = [_size(state)] if state else [], ""
     if name == "joint":
         keeps = ["all data"]

